@@ -1,0 +1,132 @@
+"""What can go wrong, as one tree.
+
+Every error carries an HTTP status, a stable code and whether trying again can help. Errors cross
+the worker's socket as (code, message): `from_code` brings them back. It knows nothing of HTTP
+bodies or of SGLang.
+
+PdEagleError                    500 internal_error
+├── SettingsError               500 settings_error         a setting is wrong; nothing was started
+├── PlanRefused                 500 plan_refused           no split of these devices can serve this
+├── StartFailed                 500 start_failed           a worker could not start
+├── InvalidRequest              400 invalid_request_error  the client's mistake
+│   └── ContextLengthExceeded   400 context_length_exceeded
+├── ModelNotFound               404 model_not_found
+├── EngineError                 500 engine_error           the engine refused or failed this request
+├── WorkerDied                  503 worker_died            the engine's process is gone; retry
+├── TransferFailed              503 transfer_failed        the KV did not arrive; retry
+├── Overloaded                  503 overloaded             too much work; retry later
+├── NotServing                  503 not_serving            starting, draining or failed
+└── DeadlineExceeded            504 deadline_exceeded      the request's own time is up
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PdEagleError(Exception):
+    """Root of everything this package raises on purpose."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class SettingsError(PdEagleError):
+    """One or more settings are wrong; the message has a line for each."""
+
+    code = "settings_error"
+
+
+class PlanRefused(PdEagleError):
+    """No split of these devices can serve this model with these settings."""
+
+    code = "plan_refused"
+
+
+class StartFailed(PdEagleError):
+    """A worker could not start; the message carries the engine's own last words."""
+
+    code = "start_failed"
+
+
+class InvalidRequest(PdEagleError):
+    """The request itself is wrong and will be wrong again."""
+
+    status = 400
+    code = "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and answer do not fit the model's context or the engine's KV pool."""
+
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(PdEagleError):
+    """The request names a model that is not served here."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class EngineError(PdEagleError):
+    """The engine refused or failed this one request; it still lives."""
+
+    code = "engine_error"
+
+
+class WorkerDied(PdEagleError):
+    """The engine that served the request is gone."""
+
+    status = 503
+    code = "worker_died"
+    retryable = True
+
+
+class TransferFailed(PdEagleError):
+    """The KV cache did not arrive from prefill to decode."""
+
+    status = 503
+    code = "transfer_failed"
+    retryable = True
+
+
+class Overloaded(PdEagleError):
+    """More work is queued than the settings allow."""
+
+    status = 503
+    code = "overloaded"
+    retryable = True
+
+
+class NotServing(PdEagleError):
+    """The service is starting, draining or has failed."""
+
+    status = 503
+    code = "not_serving"
+    retryable = True
+
+
+class DeadlineExceeded(PdEagleError):
+    """The request did not end within its own deadline."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
+def _tree(root: type[PdEagleError]) -> dict[str, type[PdEagleError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+def from_code(code: str, message: str) -> PdEagleError:
+    """Return the error that `code` names; an unknown code becomes the root with the code kept."""
+    known = _tree(PdEagleError).get(code)
+    return known(message) if known else PdEagleError(f"{code}: {message}")
