@@ -1,0 +1,135 @@
+"""The forms a setting's value can take: how one is read from text or taken as it is.
+
+It knows no setting's name. A form raises ValueError or TypeError for what it cannot take; the
+message to the user is made by the caller, from `wanted`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_TRUE = frozenset({"true", "1", "yes", "on"})
+_FALSE = frozenset({"false", "0", "no", "off"})
+_DEVICE_NAME = re.compile(r"[A-Za-z0-9_.:-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a value must look like, in words and as a function."""
+
+    wanted: str
+    read: Callable[[object], Any]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(value)
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text.strip() or not text.isprintable():
+        raise ValueError(text)
+    return text.strip()
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = _text(value).lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise ValueError(word)
+
+
+def _object(value: object) -> dict[str, Any]:
+    found = json.loads(_text(value)) if isinstance(value, str) else value
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
+        raise TypeError(found)
+    return dict(found)
+
+
+def _interfaces(value: object) -> str:
+    text = _text(value)
+    if text.startswith("{"):
+        _object(text)
+    elif not text.endswith(".json"):
+        names = [name.strip() for name in text.split(",")]
+        if not all(_DEVICE_NAME.fullmatch(name) for name in names):
+            raise ValueError(text)
+    return text
+
+
+TEXT = Form("some text", _text)
+PATH = Form("a path or a Hugging Face name", _text)
+FLAG = Form("true or false", _flag)
+OBJECT = Form("a JSON object", _object)
+# SGLang 0.5.23, srt/arg_groups/fields/disagg.py, disaggregation_ib_device.
+INTERFACES = Form(
+    "names with commas (mlx5_0,mlx5_1), a JSON object from GPU to names, or a .json file of one",
+    _interfaces,
+)
+
+
+def whole(low: int, high: int | None = None) -> Form:
+    """Return the form of a whole number from `low` to `high`, both taken."""
+
+    def read(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            raise TypeError(value)
+        number = int(value)
+        if number < low or (high is not None and number > high):
+            raise ValueError(number)
+        return number
+
+    bounds = f"≥ {low}" if high is None else f"from {low} to {high}"
+    return Form(f"a whole number {bounds}", read)
+
+
+def seconds(*, zero: bool) -> Form:
+    """Return the form of a time span in seconds; `zero` says whether none at all is one."""
+
+    def read(value: object) -> float:
+        number = _real(value)
+        if number < 0 or (number == 0 and not zero):
+            raise ValueError(number)
+        return number
+
+    return Form(f"a number of seconds {'≥' if zero else '>'} 0", read)
+
+
+def _real(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError(value)
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(number)
+    return number
+
+
+def _fraction(value: object) -> float:
+    number = _real(value)
+    if not 0 < number < 1:
+        raise ValueError(number)
+    return number
+
+
+FRACTION = Form("a number between 0 and 1, neither of them", _fraction)
+
+
+def one_of(*words: str) -> Form:
+    """Return the form of one of `words`, in either case."""
+
+    def read(value: object) -> str:
+        word = _text(value)
+        for known in words:
+            if word.lower() == known.lower():
+                return known
+        raise ValueError(word)
+
+    return Form(f"one of {', '.join(words)}", read)
