@@ -1,0 +1,192 @@
+"""SGLang's Engine behind a small protocol, inside the worker; the door to `sglang.srt` for engines.
+
+It knows SGLang's result dictionaries and turns them into deltas and failures. It does not know of
+sockets, of other workers, or of HTTP. SGLang is imported when an engine is started, not before.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pd_eagle.errors import EngineError, InvalidRequest, Overloaded, StartFailed, TransferFailed
+from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncGenerator, Mapping
+
+    from pd_eagle.messages import Submit
+
+logger = logging.getLogger(__name__)
+
+#: What a process imports so that an engine forked from it imports nothing more of weight.
+SGLANG_MODULES = (
+    "sglang",
+    "sglang.srt.entrypoints.engine",
+    "sglang.srt.managers.scheduler",
+    "sglang.srt.managers.detokenizer_manager",
+    "sglang.srt.models.registry",
+)
+
+
+class Engine(Protocol):
+    """One engine of one role, in the process that calls."""
+
+    info: EngineInfo
+
+    def generate(self, submit: Submit) -> AsyncGenerator[Event, None]:
+        """Yield the request's deltas; ends after a finished delta or a failure.
+
+        Closing the generator from the task that iterates it, or cancelling that task, aborts.
+        """
+
+    def load(self) -> Load | None:
+        """Return the newest load snapshot; None before the first."""
+
+    def event_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop in which `generate` must be iterated."""
+
+    def shutdown(self) -> None:
+        """End every process of the engine but the caller's."""
+
+
+def start(engine_args: Mapping[str, Any], *, fork: bool) -> Engine:
+    """Start an SGLang engine; blocks until it is ready.
+
+    With `fork`, scheduler and detokenizer are forked from this process instead of spawned. Raises
+    `StartFailed` when the engine's own processes fail; whatever SGLang raises passes through.
+    """
+    return _SGLangEngine(engine_args, fork=fork)
+
+
+class _SGLangEngine:
+    def __init__(self, engine_args: Mapping[str, Any], *, fork: bool) -> None:
+        engine_class = _forking_engine_class() if fork else _engine_class()
+        self._engine = engine_class(**engine_args, custom_sigquit_handler=_child_failed)
+        self._in_pd = engine_args.get("disaggregation_mode", "null") != "null"
+        self._tokenizer_manager = self._engine.tokenizer_manager
+        self.info = self._describe()
+
+    def _describe(self) -> EngineInfo:
+        import os
+
+        result = self._engine._scheduler_init_result
+        scheduler = result.scheduler_infos[0]
+        detokenizers = 1
+        return EngineInfo(
+            pid=os.getpid(),
+            scheduler_pids=self._engine.get_all_child_pids()[:-detokenizers],
+            max_total_tokens=scheduler["max_total_num_tokens"],
+            max_input_tokens=scheduler["max_req_input_len"],
+            context_length=self._tokenizer_manager.context_len,
+            vocab_size=self._tokenizer_manager.model_config.vocab_size,
+        )
+
+    def event_loop(self) -> asyncio.AbstractEventLoop:
+        loop: asyncio.AbstractEventLoop = self._engine.loop
+        return loop
+
+    async def generate(self, submit: Submit) -> AsyncGenerator[Event, None]:
+        rid = submit.request.rid
+        sent: dict[str, Any] = {}
+        try:
+            async for chunk in self._tokenizer_manager.generate_request(_to_sglang(submit), None):
+                event = self._event(rid, chunk, sent)
+                yield event
+                if isinstance(event, Failed) or event.finished:
+                    return
+        except ValueError as error:  # SGLang's own checks of the request, before dispatch
+            yield Failed(rid, InvalidRequest.code, str(error))
+        else:
+            yield Failed(rid, EngineError.code, "the engine ended the request without a result")
+
+    def _event(self, rid: str, chunk: dict[str, Any], sent: dict[str, Any]) -> Event:
+        meta = chunk["meta_info"]
+        reason = meta["finish_reason"]
+        if reason is not None and reason["type"] == "abort":
+            return _abort_failure(rid, reason, in_pd=self._in_pd)
+        changed = _changes(meta, sent)
+        return Delta(rid, chunk["text"], chunk["output_ids"], changed, reason is not None)
+
+    def load(self) -> Load | None:
+        snapshots = self._tokenizer_manager.load_snapshot_reader.read_all()
+        if not snapshots:
+            return None
+        spec = snapshots[0].speculative
+        return Load(
+            snapshot_at=min(s.timestamp for s in snapshots),
+            running=sum(s.num_running_reqs for s in snapshots),
+            waiting=sum(s.num_waiting_reqs for s in snapshots),
+            used_tokens=sum(s.num_used_tokens for s in snapshots),
+            spec_accept_length=spec.accept_length if spec else None,
+        )
+
+    def shutdown(self) -> None:
+        self._engine.shutdown()
+
+
+def _engine_class() -> Any:
+    from sglang.srt.entrypoints.engine import Engine as SGLangEngine
+
+    return SGLangEngine
+
+
+def _forking_engine_class() -> Any:
+    class ForkingEngine(_engine_class()):  # type: ignore[misc]
+        @classmethod
+        def _launch_scheduler_processes(cls, *args: Any, **kwargs: Any) -> Any:
+            # SGLang 0.5.23 forces "spawn" just before this override point
+            # (srt/entrypoints/engine.py, _set_envs_and_config).
+            multiprocessing.set_start_method("fork", force=True)
+            return super()._launch_scheduler_processes(*args, **kwargs)
+
+    return ForkingEngine
+
+
+def _child_failed(signum: int, frame: object) -> None:
+    # SGLang's children send SIGQUIT when they fail while starting; its own handler would kill
+    # this process before it could say why.
+    raise StartFailed("a process of the engine failed while it was starting")
+
+
+def _to_sglang(submit: Submit) -> Any:
+    import msgspec
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    request, bootstrap = submit.request, submit.bootstrap
+    return GenerateReqInput(
+        rid=request.rid,
+        input_ids=request.input_ids,
+        sampling_params=dict(request.sampling_params),
+        stream=True,
+        bootstrap_host=bootstrap.host if bootstrap else None,
+        bootstrap_port=bootstrap.port if bootstrap else None,
+        bootstrap_room=bootstrap.room if bootstrap else None,
+        **msgspec.structs.asdict(request.options),
+    )
+
+
+def _changes(meta: dict[str, Any], sent: dict[str, Any]) -> dict[str, Any]:
+    """Return what of `meta` the other side does not have; lists are increments, so always sent."""
+    changed = {
+        key: value
+        for key, value in meta.items()
+        if isinstance(value, list | dict) or key not in sent or sent[key] != value
+    }
+    sent.update(changed)
+    return changed
+
+
+def _abort_failure(rid: str, reason: dict[str, Any], *, in_pd: bool) -> Failed:
+    message = reason.get("message") or "the engine aborted the request"
+    match reason.get("status_code"):
+        case 400:
+            return Failed(rid, InvalidRequest.code, message)
+        case 429 | 503:
+            return Failed(rid, Overloaded.code, message)
+        case int() if in_pd:
+            return Failed(rid, TransferFailed.code, message)
+        case _:
+            return Failed(rid, EngineError.code, message)

@@ -1,0 +1,111 @@
+"""One request over one pair, from submit to its one terminal event.
+
+Both halves get the same ids, rid and room; decode streams the whole answer. It does
+not choose the pair and does not try again: it says what happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pd_eagle.errors import DeadlineExceeded, from_code
+from pd_eagle.messages import Delta, Event, Failed, Submit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from pd_eagle.messages import Request
+    from pd_eagle.router import Pair
+
+#: What only the prefill engine knows of the prompt (as in SGLang 0.5.23's own PD router).
+_PROMPT_LOGPROBS = ("input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs")
+
+
+class Mailbox:
+    """Events from two writers to one reader. Bounded by the tokens of one request."""
+
+    def __init__(self) -> None:
+        self._events: deque[tuple[str, Event]] = deque()
+        self._filled = asyncio.Event()
+
+    def put(self, half: str, event: Event) -> None:
+        self._events.append((half, event))
+        self._filled.set()
+
+    async def take(self) -> list[tuple[str, Event]]:
+        """Return all events that have come, in order; waits for the first."""
+        await self._filled.wait()
+        self._filled.clear()
+        taken = list(self._events)
+        self._events.clear()
+        return taken
+
+
+async def run(pair: Pair, request: Request, deadline: float) -> AsyncGenerator[Delta, None]:
+    """Run one request over one pair; yield decode's deltas, raise what either half fails with.
+
+    `deadline` is a time of the running loop. Both halves are aborted on the way out, whatever that
+    way is: idempotent for one that has ended. A failed prefill ends the handoff at once; decode
+    would wait for its KV for minutes.
+    """
+    mailbox = Mailbox()
+    # A timer that writes into the mailbox, since no timeout may enclose a yield.
+    late = Failed(request.rid, DeadlineExceeded.code, "the request's time is up")
+    timer = asyncio.get_running_loop().call_at(deadline, mailbox.put, "deadline", late)
+    bootstrap = pair.open_room()
+    submit = Submit(request, bootstrap)
+    prompt = _PromptLogprobs(wanted=pair.prefill is not None and request.options.return_logprob)
+    try:
+        if pair.prefill is not None:
+            pair.prefill.submit(submit, lambda event: mailbox.put("prefill", event))
+        pair.decode.submit(submit, lambda event: mailbox.put("decode", event))
+        while True:
+            for half, event in await mailbox.take():
+                if isinstance(event, Failed):
+                    raise from_code(event.code, event.message)
+                if half == "prefill":
+                    prompt.learn(event)
+                    deltas = prompt.release() if prompt.known else []
+                else:
+                    deltas = prompt.hold(event)
+                for delta in deltas:
+                    yield delta
+                    if delta.finished:
+                        return
+    finally:
+        timer.cancel()
+        if pair.prefill is not None:
+            pair.prefill.abort(request.rid)
+        pair.decode.abort(request.rid)
+
+
+class _PromptLogprobs:
+    """Holds decode's deltas back until the prompt's log probabilities have come from prefill."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self.known = not wanted
+        self._entries: dict[str, Any] = {}
+        self._held: list[Delta] = []
+
+    def learn(self, prefilled: Delta) -> None:
+        if not self.known and prefilled.finished:
+            self.known = True
+            self._entries = {
+                key: prefilled.meta[key] for key in _PROMPT_LOGPROBS if key in prefilled.meta
+            }
+
+    def hold(self, delta: Delta) -> list[Delta]:
+        self._held.append(delta)
+        return self.release() if self.known else []
+
+    def release(self) -> list[Delta]:
+        held, self._held = self._held, []
+        if not self._entries:
+            return held
+        return [
+            msgspec.structs.replace(delta, meta=delta.meta | self._entries) for delta in held
+        ]

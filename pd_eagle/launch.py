@@ -1,0 +1,181 @@
+"""How a worker's process comes to be: forked from the zygote, or spawned.
+
+Both give the front the same thing: a pid that leads its own process group, a data socket, a
+lifeline and the process's output. It does not know what the process does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_LAST_LINES = 200
+
+
+class OutputTail:
+    """Reads a process's output as it comes; keeps the last lines and hands each on."""
+
+    def __init__(self, fd: int, on_line: Callable[[str], None]) -> None:
+        self.lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._fd = fd
+        self._partial = b""
+        self._on_line = on_line
+        self._closed = asyncio.Event()
+        os.set_blocking(fd, False)
+        asyncio.get_running_loop().add_reader(fd, self._read)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._fd, 65536)
+        except BlockingIOError:
+            return
+        if not data:
+            self.close()
+            return
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for raw in lines:
+            line = raw.decode(errors="replace").rstrip()
+            self.lines.append(line)
+            self._on_line(line)
+
+    async def wait_closed(self, timeout_s: float) -> None:
+        """Wait until every process that could still write is gone, or the time is up."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), timeout_s)
+
+    def close(self) -> None:
+        if not self._closed.is_set():
+            self._closed.set()
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """A started worker process, as the front holds it.
+
+    `exit_status` is the wait status once known (None: not told, or not our child).
+    """
+
+    pid: int
+    data: socket.socket
+    lifeline: socket.socket
+    output_fd: int
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    exit_status: int | None = None
+
+    def kill_group(self) -> None:
+        """Kill the process and all it started; harmless when they are gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def record_exit(self, status: int | None) -> None:
+        self.exit_status = status
+        self.exited.set()
+
+    def describe_exit(self) -> str:
+        if self.exit_status is None:
+            return "ended"
+        code = os.waitstatus_to_exitcode(self.exit_status)
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
+class Launcher(Protocol):
+    """Makes worker processes."""
+
+    async def launch(self) -> WorkerProcess:
+        """Start a process that waits for its `WorkerSpec` on the data socket."""
+
+    async def close(self) -> None:
+        """End whatever the launcher itself keeps running."""
+
+
+@dataclass(slots=True)
+class Ends:
+    """The three descriptors of a new worker: the front's ends and the child's."""
+
+    data: socket.socket
+    lifeline: socket.socket
+    output_fd: int
+    child_data: socket.socket
+    child_lifeline: socket.socket
+    child_log_fd: int
+
+    @classmethod
+    def make(cls) -> Ends:
+        data, child_data = socket.socketpair()
+        lifeline, child_lifeline = socket.socketpair()
+        output_fd, child_log_fd = os.pipe()
+        return cls(data, lifeline, output_fd, child_data, child_lifeline, child_log_fd)
+
+    @property
+    def child_fds(self) -> list[int]:
+        return [self.child_data.fileno(), self.child_lifeline.fileno(), self.child_log_fd]
+
+    def close_child_ends(self) -> None:
+        self.child_data.close()
+        self.child_lifeline.close()
+        os.close(self.child_log_fd)
+
+    def process(self, pid: int) -> WorkerProcess:
+        return WorkerProcess(pid, self.data, self.lifeline, self.output_fd)
+
+
+class SpawnLauncher:
+    """Starts each worker as a new Python; pays SGLang's imports every time, needs nothing."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = dict(environment)
+        self._reapers: set[asyncio.Task[None]] = set()
+
+    async def launch(self) -> WorkerProcess:
+        ends = Ends.make()
+        child = await asyncio.to_thread(self._spawn, ends)
+        ends.close_child_ends()
+        process = ends.process(child.pid)
+        reaper = asyncio.create_task(_reap(child, process))
+        self._reapers.add(reaper)
+        reaper.add_done_callback(self._reapers.discard)
+        return process
+
+    def _spawn(self, ends: Ends) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "pd_eagle.worker_main", *map(str, ends.child_fds)]
+        return subprocess.Popen(
+            command, env=self._environment, pass_fds=ends.child_fds, stdin=subprocess.DEVNULL
+        )
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._reapers)
+
+
+async def _reap(child: subprocess.Popen[bytes], process: WorkerProcess) -> None:
+    pidfd = os.pidfd_open(child.pid)
+    try:
+        await readable(pidfd)
+    finally:
+        os.close(pidfd)
+    _, status = os.waitpid(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    process.record_exit(status)
+
+
+async def readable(fd: int) -> None:
+    """Wait until `fd` can be read; a pidfd can when its process has ended."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)

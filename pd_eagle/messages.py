@@ -1,0 +1,139 @@
+"""The values that cross a layer or a process: requests down, deltas up.
+
+Frozen and slotted, encoded by msgspec as MessagePack; the two unions at the end are closed: what is
+not in them does not cross the worker's socket. It does not know how frames are cut or who reads them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+Role = Literal["prefill", "decode", "unified"]
+
+
+class Options(Struct, frozen=True, omit_defaults=True):
+    """What SGLang's `GenerateReqInput` takes per request beside prompt and sampling parameters.
+
+    Field names and meanings are SGLang's own (`srt/managers/io_struct.py`, 0.5.23).
+    """
+
+    return_logprob: bool = False
+    logprob_start_len: int = -1
+    top_logprobs_num: int = 0
+    token_ids_logprob: list[int] | None = None
+    return_text_in_logprobs: bool = False
+    require_reasoning: bool = False
+    custom_logit_processor: str | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    external_trace_header: dict[str, str] | None = None
+
+
+class Request(Struct, frozen=True):
+    """One prompt, tokenized once, with how to answer it.
+
+    `rid` has a fixed length (SGLang matches rids by prefix). `timeout_s` counts from acceptance.
+    """
+
+    rid: str
+    input_ids: list[int]
+    sampling_params: dict[str, Any]
+    options: Options = Options()
+    timeout_s: float | None = None
+
+
+class Bootstrap(Struct, frozen=True):
+    """Where decode finds the prefill half of the same request, and the room that joins the two."""
+
+    host: str
+    port: int
+    room: int
+
+
+class EngineInfo(Struct, frozen=True):
+    """What a started engine says of itself. Token counts are per engine, over all its ranks."""
+
+    pid: int
+    scheduler_pids: list[int]
+    max_total_tokens: int
+    max_input_tokens: int
+    context_length: int
+    vocab_size: int
+
+
+class Load(Struct, frozen=True, omit_defaults=True):
+    """How busy an engine is, from SGLang's own shared-memory snapshot.
+
+    `snapshot_at` is the scheduler's wall clock in seconds; a stale one is the sign of a hang.
+    """
+
+    snapshot_at: float
+    running: int = 0
+    waiting: int = 0
+    used_tokens: int = 0
+    spec_accept_length: float | None = None
+
+
+# --- front → worker
+
+
+class Submit(Struct, frozen=True, tag="submit"):
+    request: Request
+    bootstrap: Bootstrap | None = None
+
+
+class Abort(Struct, frozen=True, tag="abort"):
+    rid: str
+
+
+class Ping(Struct, frozen=True, tag="ping"):
+    seq: int
+
+
+class Stop(Struct, frozen=True, tag="stop"):
+    """End the engine and the process; requests still open are aborted."""
+
+
+# --- worker → front
+
+
+class Ready(Struct, frozen=True, tag="ready"):
+    info: EngineInfo
+
+
+class StartFailure(Struct, frozen=True, tag="start_failure"):
+    message: str
+
+
+class Delta(Struct, frozen=True, tag="delta"):
+    """What one step of an engine added to one request.
+
+    `text` and `output_ids` are increments. `meta` holds the entries of SGLang's `meta_info` that
+    changed since the last delta (the first carries all). The last delta has `finished`.
+    """
+
+    rid: str
+    text: str
+    output_ids: list[int]
+    meta: dict[str, Any]
+    finished: bool
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """The one terminal event of a request that did not finish; `code` is of `errors`."""
+
+    rid: str
+    code: str
+    message: str
+
+
+class Pong(Struct, frozen=True, tag="pong"):
+    seq: int
+    load: Load | None
+
+
+Event = Delta | Failed
+ToWorker = Submit | Abort | Ping | Stop
+FromWorker = Ready | StartFailure | Delta | Failed | Pong

@@ -1,0 +1,40 @@
+"""How a process group dies with the process that holds the other end of a socket.
+
+No thread and no loop is needed: the kernel sends SIGKILL to the whole group when the socket hangs
+up, also while Python is still importing. It does not know who holds the other end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+
+_F_SETSIG = 10  # Linux, asm-generic/fcntl.h; Python's fcntl does not name it
+
+
+def lead_group_bound_to(lifeline: socket.socket) -> None:
+    """Make this process the leader of a new session whose group dies when `lifeline` hangs up.
+
+    Nothing may ever be written to the other end: any event on the socket is the signal. Forked
+    children inherit the binding with the descriptor, so the group dies even after its leader.
+    """
+    os.setsid()
+    fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpid())
+    flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC)
+    if not _peer_alive(lifeline):  # it hung up before we were bound
+        os.killpg(0, signal.SIGKILL)
+
+
+def _peer_alive(lifeline: socket.socket) -> bool:
+    import select
+
+    poll = select.poll()
+    poll.register(lifeline, select.POLLIN)
+    return not poll.poll(0)

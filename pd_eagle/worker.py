@@ -1,0 +1,303 @@
+"""The front's handle to one worker: one engine in one child process.
+
+It starts the process, sends it requests, hands events to whoever waits for them and says at once
+when the process or one of its schedulers is gone. It does not decide what happens then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pd_eagle.channel import Channel
+from pd_eagle.errors import PdEagleError, StartFailed, WorkerDied
+from pd_eagle.launch import OutputTail
+from pd_eagle.messages import (
+    Abort,
+    Delta,
+    Event,
+    Failed,
+    FromWorker,
+    Ping,
+    Pong,
+    Ready,
+    StartFailure,
+    Stop,
+    Submit,
+)
+from pd_eagle.worker_main import WorkerSpec, send_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pd_eagle.launch import Launcher, WorkerProcess
+    from pd_eagle.messages import EngineInfo, Load, Role
+    from pd_eagle.placement import WorkerPlan
+
+logger = logging.getLogger(__name__)
+engine_output = logging.getLogger("pd_eagle.engine_output")
+
+State = Literal["starting", "ready", "suspect", "restarting", "stopping", "failed"]
+
+#: From which state a worker may go to which; anything else is a defect and raises.
+TRANSITIONS: dict[State, frozenset[State]] = {
+    "starting": frozenset({"ready", "failed", "stopping"}),
+    "ready": frozenset({"suspect", "restarting", "stopping", "failed"}),
+    "suspect": frozenset({"ready", "restarting", "stopping", "failed"}),
+    "restarting": frozenset({"ready", "failed", "stopping"}),
+    "stopping": frozenset({"failed"}),
+    "failed": frozenset({"restarting", "stopping"}),
+}
+
+_STOP_TIMEOUT_S = 5.0
+_LAST_WORDS_LINES = 15
+_EXCEPTION_LINE = re.compile(r"^(?:\[[^]]*\]\s*)?[\w.]*(?:Error|Exception|Interrupt|Failed)\b:? ?.*")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start a worker: by whom, with what, for which bootstrap port (prefill only)."""
+
+    launcher: Launcher
+    engine_args: dict[str, Any]
+    temp_dir: Path
+    environment: dict[str, str]
+    bootstrap_port: int | None = None
+    factory: str = "pd_eagle.engine:start"
+
+
+class Worker:
+    """One worker of a plan. All methods belong to the front's event loop."""
+
+    def __init__(self, plan: WorkerPlan, on_death: Callable[[Worker, str], None]) -> None:
+        self.plan = plan
+        self.state: State = "starting"
+        self.info: EngineInfo | None = None
+        self.load: Load | None = None
+        self.last_error: str | None = None
+        self.restarts = 0
+        self.bootstrap_port: int | None = None
+        self._on_death = on_death
+        self._sinks: dict[str, Callable[[Event], None]] = {}
+        self._process: WorkerProcess | None = None
+        self._channel: Channel[FromWorker] | None = None
+        self._output: OutputTail | None = None
+        self._started: asyncio.Future[EngineInfo] | None = None
+        self._eof = False
+        self._scheduler_pidfds: list[int] = []
+        self._pongs: dict[int, asyncio.Future[Load | None]] = {}
+        self._ping_seq = itertools.count()
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    @property
+    def role(self) -> Role:
+        return self.plan.role
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def inflight(self) -> int:
+        return len(self._sinks)
+
+    def become(self, state: State) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise AssertionError(f"{self.name}: no way from {self.state} to {state}")
+        logger.info("%s: %s → %s", self.name, self.state, state)
+        self.state = state
+
+    # --- life
+
+    async def start(self, launch: Launch) -> None:
+        """Start the process and its engine; returns when it is ready to serve.
+
+        Raises `StartFailed` with the engine's last words as soon as the start cannot succeed.
+        """
+        self.bootstrap_port = launch.bootstrap_port
+        launch.temp_dir.mkdir(parents=True, exist_ok=True)
+        self._process = process = await launch.launcher.launch()
+        self._output = OutputTail(process.output_fd, self._log_line)
+        self._started = asyncio.get_running_loop().create_future()
+        spec = WorkerSpec(
+            name=self.name,
+            engine_args=launch.engine_args,
+            environment=launch.environment,
+            temp_dir=str(launch.temp_dir),
+            factory=launch.factory,
+        )
+        self._channel = Channel(FromWorker, self._on_message, self._on_eof)
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                send_spec(process.data, spec)  # if it is gone already, EOF says so below
+            await self._channel.attach(process.data)
+            self.info = await self._started
+        except StartFailed as error:
+            raise await self._start_failure(process, str(error)) from None
+        except BaseException:
+            self._release()
+            raise
+        self.become("ready")
+        self._watch_schedulers(self.info.scheduler_pids)
+        if self._eof:
+            self._died("its process ended")
+
+    async def _start_failure(self, process: WorkerProcess, cause: str) -> StartFailed:
+        assert self._output is not None
+        process.kill_group()
+        await self._output.wait_closed(timeout_s=2.0)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.exited.wait(), 2.0)
+        words = _last_words(list(self._output.lines))
+        self._release()
+        self.last_error = f"{cause} ({process.describe_exit()})" + (
+            f"; its last words:\n{words}" if words else ""
+        )
+        self.become("failed")
+        return StartFailed(f"{self.name} could not start: {self.last_error}")
+
+    async def stop(self) -> None:
+        """End the engine and its process: asked first, killed after a few seconds."""
+        if self._process is None:
+            return
+        if self.state == "starting":  # its loop does not run yet: it could not hear us
+            self.kill()
+        elif self.state != "failed":
+            self.become("stopping")
+            assert self._channel is not None
+            self._channel.send(Stop())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.exited.wait(), _STOP_TIMEOUT_S)
+        self._release()
+
+    def kill(self) -> None:
+        """Kill the process and all it started; a start that is under way fails."""
+        if self._process is not None:
+            self._process.kill_group()
+
+    def _release(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill_group()
+        process.lifeline.close()
+        for pidfd in self._scheduler_pidfds:
+            asyncio.get_running_loop().remove_reader(pidfd)
+            os.close(pidfd)
+        self._scheduler_pidfds.clear()
+        if self._channel is not None:
+            self._channel.close()
+        process.data.close()
+        if self._output is not None:
+            self._output.close()
+
+    def _watch_schedulers(self, pids: list[int]) -> None:
+        # A dead scheduler takes its host with it only seconds later (SGLang 0.5.23); its pidfd
+        # tells at once.
+        loop = asyncio.get_running_loop()
+        for pid in pids:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                self._died(f"its scheduler {pid} died")
+                return
+            self._scheduler_pidfds.append(pidfd)
+            loop.add_reader(pidfd, self._died, f"its scheduler (pid {pid}) died")
+
+    def _died(self, how: str) -> None:
+        if self.state not in ("ready", "suspect") or self._process is None:
+            return
+        self.last_error = how
+        self.become("failed")
+        self._release()
+        sinks, self._sinks = self._sinks, {}
+        for rid, sink in sinks.items():
+            sink(Failed(rid, WorkerDied.code, f"{self.name}: {how}"))
+        for pong in self._pongs.values():
+            if not pong.done():
+                pong.set_exception(WorkerDied(f"{self.name}: {how}"))
+        self._pongs.clear()
+        self._on_death(self, how)
+
+    # --- requests
+
+    def submit(self, submit: Submit, sink: Callable[[Event], None]) -> None:
+        """Send one request; `sink` gets its events, the last of them terminal, unless aborted."""
+        rid = submit.request.rid
+        if self.state != "ready" or self._channel is None:
+            sink(Failed(rid, WorkerDied.code, f"{self.name} is {self.state}"))
+            return
+        self._sinks[rid] = sink
+        self._channel.send(submit)
+
+    def abort(self, rid: str) -> None:
+        """Forget the request and make the engine do so; idempotent, never waits."""
+        if self._sinks.pop(rid, None) is not None and self._channel is not None:
+            self._channel.send(Abort(rid))
+
+    async def ping(self) -> Load | None:
+        """Return the engine's newest load. Raises `WorkerDied` if the worker dies meanwhile."""
+        if self._channel is None or self.state not in ("ready", "suspect"):
+            raise WorkerDied(f"{self.name} is {self.state}")
+        seq = next(self._ping_seq)
+        pong = self._pongs[seq] = asyncio.get_running_loop().create_future()
+        self._channel.send(Ping(seq))
+        try:
+            self.load = await pong
+        finally:
+            self._pongs.pop(seq, None)
+        return self.load
+
+    def _on_message(self, message: FromWorker) -> None:
+        match message:
+            case Delta() | Failed():
+                self._deliver(message)
+            case Pong(seq, load):
+                if (pong := self._pongs.get(seq)) and not pong.done():
+                    pong.set_result(load)
+            case Ready(info):
+                self._settle_start(info)
+            case StartFailure(text):
+                self._settle_start(StartFailed(text))
+
+    def _deliver(self, event: Event) -> None:
+        terminal = isinstance(event, Failed) or event.finished
+        sink = self._sinks.pop(event.rid, None) if terminal else self._sinks.get(event.rid)
+        if sink is not None:  # else it was aborted and the event crossed the abort
+            sink(event)
+
+    def _settle_start(self, outcome: EngineInfo | PdEagleError) -> None:
+        if self._started is None or self._started.done():
+            return
+        if isinstance(outcome, PdEagleError):
+            self._started.set_exception(outcome)
+        else:
+            self._started.set_result(outcome)
+
+    def _on_eof(self) -> None:
+        self._eof = True
+        self._settle_start(StartFailed("its process ended while it was starting"))
+        self._died("its process ended")
+
+    def _log_line(self, line: str) -> None:
+        engine_output.info("%s | %s", self.name, line)
+
+
+def _last_words(lines: list[str]) -> str:
+    """Return the last exception in `lines` and the lines before the end that lead to it."""
+    said = [line for line in lines if line.strip()]
+    last_exception = next((line for line in reversed(said) if _EXCEPTION_LINE.match(line)), None)
+    tail = said[-_LAST_WORDS_LINES:]
+    if last_exception is not None and last_exception not in tail:
+        tail = [last_exception, "…", *tail]
+    return "\n".join(f"  {line}" for line in tail)

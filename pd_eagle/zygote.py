@@ -1,0 +1,285 @@
+"""The process that has SGLang imported and nothing started; workers are forked from it.
+
+A fork costs milliseconds where a new Python pays SGLang's imports three times over. It is right
+only while one thread runs and CUDA is untouched in the forking process: that is checked before every
+fork. The zygote knows nothing of engines, plans or requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pd_eagle.channel import Channel
+from pd_eagle.engine import SGLANG_MODULES
+from pd_eagle.errors import StartFailed
+from pd_eagle.launch import Ends, WorkerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+logger = logging.getLogger(__name__)
+
+
+class Imported(msgspec.Struct, frozen=True, tag="imported"):
+    """The imports are done; `unsafe` says why nothing may be forked, None if it may."""
+
+    unsafe: str | None
+
+
+class Forked(msgspec.Struct, frozen=True, tag="forked"):
+    pid: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    reason: str
+
+
+class Exited(msgspec.Struct, frozen=True, tag="exited"):
+    pid: int
+    status: int
+
+
+FromZygote = Imported | Forked | Refused | Exited
+
+_LENGTH = struct.Struct("!I")
+
+
+def why_not_fork() -> str | None:
+    """Return why this process must not be forked now, or None if it may."""
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        return f"{threads} threads run in it"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return "CUDA is initialised in it"
+    return None
+
+
+# --- the zygote's own side
+
+
+def run(requests: socket.socket, answers: socket.socket, modules: Sequence[str]) -> None:
+    """Be the zygote until `requests` hangs up; never returns."""
+    os.setsid()  # a signal to the front's terminal group is the front's to handle
+    for module in modules:
+        importlib.import_module(module)
+    _Zygote(requests, answers).serve()
+    os._exit(0)
+
+
+class _Zygote:
+    def __init__(self, requests: socket.socket, answers: socket.socket) -> None:
+        self._requests = requests
+        self._answers = answers
+        self._workers: set[int] = set()
+        self._wakeup, self._wakeup_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def serve(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
+        self._answer(Imported(why_not_fork()))
+        poll = select.poll()
+        poll.register(self._requests, select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if self._wakeup in ready:
+                self._reap()
+            if self._requests.fileno() in ready and not self._serve_request():
+                break
+        for pid in self._workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+    def _answer(self, message: FromZygote) -> None:
+        body = msgspec.msgpack.encode([message])
+        with contextlib.suppress(BrokenPipeError):
+            self._answers.sendall(_LENGTH.pack(len(body)) + body)
+
+    def _reap(self) -> None:
+        os.read(self._wakeup, 4096)
+        while self._workers:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._workers.discard(pid)
+            self._answer(Exited(pid, status))
+
+    def _serve_request(self) -> bool:
+        message, fds, _, _ = socket.recv_fds(self._requests, 1, 3)
+        if not message:
+            return False
+        reason = why_not_fork()
+        if reason is None:
+            self._answer(Forked(self._fork(*fds)))
+        else:
+            self._answer(Refused(reason))
+        for fd in fds:
+            os.close(fd)
+        return True
+
+    def _fork(self, data_fd: int, lifeline_fd: int, log_fd: int) -> int:
+        pid = os.fork()
+        if pid:
+            self._workers.add(pid)
+            return pid
+        self._become_worker(data_fd, lifeline_fd, log_fd)
+        raise AssertionError("a worker never returns")
+
+    def _become_worker(self, data_fd: int, lifeline_fd: int, log_fd: int) -> None:
+        from pd_eagle import worker_main
+
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        for fd in (self._wakeup, self._wakeup_writer):
+            os.close(fd)
+        self._requests.close()
+        self._answers.close()
+        data, lifeline = socket.socket(fileno=data_fd), socket.socket(fileno=lifeline_fd)
+        worker_main.run(data, lifeline, log_fd, fork=True)
+
+
+# --- the front's side
+
+
+@dataclass(slots=True)
+class ZygoteProcess:
+    """A zygote that was started, before anybody waits for it: pid and the front's two sockets."""
+
+    pid: int
+    requests: socket.socket
+    answers: socket.socket
+
+
+def fork_from_here(modules: Sequence[str] = SGLANG_MODULES) -> ZygoteProcess:
+    """Import `modules` here, then fork the zygote: the imports are paid once in all.
+
+    Only for a process in which nothing runs yet. Raises `StartFailed` where a fork is not safe.
+    """
+    for module in modules:
+        importlib.import_module(module)
+    if reason := why_not_fork():
+        raise StartFailed(f"the zygote cannot be forked from this process: {reason}")
+    requests, child_requests = socket.socketpair()
+    answers, child_answers = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        requests.close()
+        answers.close()
+        run(child_requests, child_answers, modules)
+    child_requests.close()
+    child_answers.close()
+    return ZygoteProcess(pid, requests, answers)
+
+
+def spawn(environment: Mapping[str, str], modules: Sequence[str] = SGLANG_MODULES) -> ZygoteProcess:
+    """Start a zygote as a new Python with `environment`; for a process that has threads."""
+    requests, child_requests = socket.socketpair()
+    answers, child_answers = socket.socketpair()
+    fds = [child_requests.fileno(), child_answers.fileno()]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pd_eagle.zygote", *map(str, fds), *modules],
+        env=dict(environment),
+        pass_fds=fds,
+        stdin=subprocess.DEVNULL,
+    )
+    child.returncode = 0  # reaped by pid below, not by Popen
+    child_requests.close()
+    child_answers.close()
+    return ZygoteProcess(child.pid, requests, answers)
+
+
+class ZygoteLauncher:
+    """Asks a zygote for workers. Raises `StartFailed` when it is gone or may not fork."""
+
+    def __init__(self, process: ZygoteProcess) -> None:
+        self._process = process
+        self._channel: Channel[FromZygote] = Channel(FromZygote, self._on_message, self._on_eof)
+        self._imported: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._forking = asyncio.Lock()
+        self._forked: asyncio.Future[int] | None = None
+        self._workers: dict[int, WorkerProcess] = {}
+        self._early_exits: dict[int, int] = {}
+        self._gone = asyncio.Event()
+
+    async def ready(self) -> str | None:
+        """Wait for the zygote's imports; return why it may not fork, None if it may."""
+        await self._channel.attach(self._process.answers)
+        return await self._imported
+
+    async def launch(self) -> WorkerProcess:
+        async with self._forking:
+            if self._gone.is_set():
+                raise StartFailed("the zygote is gone")
+            self._forked = asyncio.get_running_loop().create_future()
+            ends = Ends.make()
+            try:
+                socket.send_fds(self._process.requests, [b"w"], ends.child_fds)
+            except OSError as error:
+                raise StartFailed(f"the zygote is gone: {error}") from error
+            finally:
+                ends.close_child_ends()
+            pid = await self._forked
+        process = self._workers[pid] = ends.process(pid)
+        if pid in self._early_exits:
+            process.record_exit(self._early_exits.pop(pid))
+        return process
+
+    def _on_message(self, message: FromZygote) -> None:
+        match message:
+            case Imported(unsafe):
+                self._imported.set_result(unsafe)
+            case Forked(pid):
+                assert self._forked is not None
+                self._forked.set_result(pid)
+            case Refused(reason):
+                assert self._forked is not None
+                self._forked.set_exception(StartFailed(f"the zygote may not fork: {reason}"))
+            case Exited(pid, status):
+                if pid in self._workers:
+                    self._workers.pop(pid).record_exit(status)
+                else:
+                    self._early_exits[pid] = status
+
+    def _on_eof(self) -> None:
+        self._gone.set()
+        gone = StartFailed("the zygote died")
+        for waiting in (self._imported, self._forked):
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(gone)
+
+    async def close(self) -> None:
+        self._process.requests.close()
+        await self._gone.wait()
+        self._channel.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._process.pid, 0)
+
+
+def main(argv: list[str]) -> None:
+    """Run a spawned zygote: `python -m pd_eagle.zygote REQUESTS_FD ANSWERS_FD MODULE…`."""
+    requests_fd, answers_fd, *modules = argv
+    run(socket.socket(fileno=int(requests_fd)), socket.socket(fileno=int(answers_fd)), modules)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
