@@ -1,0 +1,47 @@
+"""The CPU platform's door: its name, its environment and its entry point; imports neither SGLang
+nor torch, and knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+import os
+
+PLATFORM = "pd_eagle_cpu"
+"""Name of the entry point in the group `sglang.srt.platforms`, and value of SGLANG_PLATFORM."""
+
+CPU_ATTENTION_BACKEND = "torch_native"
+"""What `attention_backend` must be in the arguments of every engine on this platform."""
+
+
+def activate() -> str | None:
+    """Return the platform's class path if this process asked for it by name, else None.
+
+    SGLang 0.5.23 (`srt/platforms/__init__.py`) activates *every* installed platform when
+    SGLANG_PLATFORM is unset: without this check, installing this package would take the GPU away
+    from anybody else's SGLang.
+    """
+    if os.environ.get("SGLANG_PLATFORM") != PLATFORM:
+        return None
+    return "pd_eagle.cpu.platform.CpuPlatform"
+
+
+def environment(*, offline: bool = False) -> dict[str, str]:
+    """Return the variables that a process which will host a CPU engine must have from its start.
+
+    They are read when SGLang, torch or Mooncake are imported, so they must be there before; a
+    forked worker has them from the zygote. `offline` forbids every call to a model hub.
+    """
+    variables = {
+        "SGLANG_PLATFORM": PLATFORM,
+        # The in-tree CPU path wants a CPU build of sgl_kernel that no registry has.
+        "SGLANG_USE_CPU_ENGINE": "0",
+        # On a GPU host `is_cuda()` would send SGLang down the CUDA paths.
+        "CUDA_VISIBLE_DEVICES": "",
+        # More threads than cores cost more than anything else: SGLang's schedulers spin.
+        "OMP_NUM_THREADS": "1",
+        "MOONCAKE_PROTOCOL": "tcp",
+        # A dead scheduler waits for these dumps, up to a minute, before anybody is told.
+        "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
+        "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
+    }
+    return variables | ({"HF_HUB_OFFLINE": "1"} if offline else {})
