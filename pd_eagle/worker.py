@@ -58,7 +58,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 _STOP_TIMEOUT_S = 5.0
 _LAST_WORDS_LINES = 15
-_EXCEPTION_LINE = re.compile(r"^(?:\[[^]]*\]\s*)?[\w.]*(?:Error|Exception|Interrupt|Failed)\b:? ?.*")
+_EXCEPTION_LINE = re.compile(
+    r"^(?:\[[^]]*\]\s*)?[\w.]*(?:Error|Exception|Interrupt|Failed)\b:? ?.*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +160,14 @@ class Worker:
         await self._output.wait_closed(timeout_s=2.0)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.exited.wait(), 2.0)
-        words = _last_words(list(self._output.lines))
+        said = [line for line in self._output.lines if line.strip()]
         self._release()
-        self.last_error = f"{cause} ({process.describe_exit()})" + (
-            f"; its last words:\n{words}" if words else ""
+        self.last_error = (
+            f"{_last_exception(said) or cause} (its process {process.describe_exit()})"
         )
         self.become("failed")
-        return StartFailed(f"{self.name} could not start: {self.last_error}")
+        tail = "\n".join(f"  {self.name} | {line}" for line in said[-_LAST_WORDS_LINES:])
+        return StartFailed(f"{self.name} could not start: {self.last_error}\n{tail}")
 
     async def stop(self) -> None:
         """End the engine and its process: asked first, killed after a few seconds."""
@@ -293,11 +296,5 @@ class Worker:
         engine_output.info("%s | %s", self.name, line)
 
 
-def _last_words(lines: list[str]) -> str:
-    """Return the last exception in `lines` and the lines before the end that lead to it."""
-    said = [line for line in lines if line.strip()]
-    last_exception = next((line for line in reversed(said) if _EXCEPTION_LINE.match(line)), None)
-    tail = said[-_LAST_WORDS_LINES:]
-    if last_exception is not None and last_exception not in tail:
-        tail = [last_exception, "…", *tail]
-    return "\n".join(f"  {line}" for line in tail)
+def _last_exception(lines: list[str]) -> str | None:
+    return next((line for line in reversed(lines) if _EXCEPTION_LINE.match(line)), None)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pd_eagle.channel import Channel
-from pd_eagle.errors import EngineError
+from pd_eagle.errors import EngineError, StartFailed
 from pd_eagle.messages import (
     Abort,
     Failed,
@@ -86,6 +86,10 @@ def run(data: socket.socket, lifeline: socket.socket, log_fd: int, *, fork: bool
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
     os.close(log_fd)
+    # A forked worker has the zygote's handlers; SGLang sets up its own logging when it starts.
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", force=True
+    )
     exit_code = 1
     try:
         exit_code = _start_and_serve(data, fork=fork)
@@ -106,7 +110,8 @@ def _start_and_serve(data: socket.socket, *, fork: bool) -> int:
     try:
         engine = _factory(spec.factory)(spec.engine_args, fork=fork)
     except Exception as error:
-        traceback.print_exc()
+        if not isinstance(error, StartFailed):  # then the engine's own process has printed why
+            traceback.print_exc()
         _send_start_failure(data, error)
         return 3
     server = _Server(engine)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import importlib
 import logging
 import os
@@ -75,10 +76,20 @@ def why_not_fork() -> str | None:
 def run(requests: socket.socket, answers: socket.socket, modules: Sequence[str]) -> None:
     """Be the zygote until `requests` hangs up; never returns."""
     os.setsid()  # a signal to the front's terminal group is the front's to handle
+    _adopt_orphans()
     for module in modules:
         importlib.import_module(module)
     _Zygote(requests, answers).serve()
     os._exit(0)
+
+
+_PR_SET_CHILD_SUBREAPER = 36  # Linux, sys/prctl.h
+
+
+def _adopt_orphans() -> None:
+    # What a killed worker leaves behind would go to the container's first process, which need not
+    # reap it.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class _Zygote:
@@ -113,15 +124,14 @@ class _Zygote:
 
     def _reap(self) -> None:
         os.read(self._wakeup, 4096)
-        while self._workers:
-            try:
+        with contextlib.suppress(ChildProcessError):
+            while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            self._workers.discard(pid)
-            self._answer(Exited(pid, status))
+                if pid == 0:
+                    return
+                if pid in self._workers:
+                    self._workers.discard(pid)
+                    self._answer(Exited(pid, status))
 
     def _serve_request(self) -> bool:
         message, fds, _, _ = socket.recv_fds(self._requests, 1, 3)
