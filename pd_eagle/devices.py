@@ -1,19 +1,48 @@
 """The GPUs of this machine, by NVML, or the CPU.
 
-The only module that imports pynvml. It knows nothing of models or plans.
+The only module that imports pynvml, and only when asked to look. It starts no CUDA context, and it
+knows nothing of models or plans.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pd_eagle.errors import PlanRefused, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 Kind = Literal["cuda", "cpu"]
+
+# Total memory in MiB as nvidia-smi shows it on such a card; under the vendor's round figure.
+_MEMORY_MIB = {
+    "B300": 275040,
+    "B200": 183359,
+    "H200": 143771,
+    "H100": 81559,  # SXM and PCIe with 80 GB
+    "H100-NVL": 95830,
+    "A100": 81920,  # SXM with 80 GB
+    "A100-40GB": 40960,
+    "L40S": 46068,
+    "A40": 46068,
+    "L4": 23034,
+    "A10": 23028,
+    "T4": 15360,
+}
+_GPU_COUNT = re.compile(r"(?:(\d+)x)?([A-Za-z0-9-]+)", re.IGNORECASE)
+_H100 = re.compile(r"\bH100\b")
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU as CUDA numbers it: `index` counts the visible ones, from 0."""
+    """One GPU as CUDA numbers it: `index` counts the visible ones, from 0.
+
+    NVML numbers by PCI bus; CUDA does so with CUDA_DEVICE_ORDER=PCI_BUS_ID, and for equal GPUs.
+    """
 
     index: int
     name: str
@@ -22,7 +51,7 @@ class Device:
 
     @property
     def is_h100(self) -> bool:
-        return "H100" in self.name
+        return _H100.search(self.name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +62,173 @@ class Inventory:
     devices: tuple[Device, ...]
     reason: str
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.devices:
+            return "the CPU"
+        names = [device.name for device in self.devices]
+        return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
+
+
+class Nvml(Protocol):
+    """The part of pynvml that is used here; a scripted one stands in for it in tests."""
+
+    NVMLError: type[Exception]
+
+    def nvmlInit(self) -> Any: ...
+    def nvmlShutdown(self) -> Any: ...
+    def nvmlDeviceGetCount(self) -> int: ...
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...
+    def nvmlDeviceGetName(self, handle: Any) -> str | bytes: ...
+    def nvmlDeviceGetUUID(self, handle: Any) -> str | bytes: ...
+    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...
+    def nvmlDeviceGetMigMode(self, handle: Any) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Physical:
+    """One GPU as NVML sees it, visible to CUDA or not."""
+
+    name: str
+    uuid: str
+    memory_bytes: int
+    mig: bool
+
+
+def discover(device_setting: str, environ_cuda_visible: str | None, nvml: Any = None) -> Inventory:
+    """Return what the setting DEVICE means here, given the value of CUDA_VISIBLE_DEVICES.
+
+    `nvml` stands in for pynvml. Raises PlanRefused when GPUs were asked for and there are none, or
+    when those that are visible are slices of a GPU (MIG).
+    """
+    if device_setting == "cpu":
+        return Inventory("cpu", (), "DEVICE=cpu")
+    found = _physical(nvml)
+    gpus = found if isinstance(found, str) else _visible(found, environ_cuda_visible)
+    if isinstance(gpus, str):
+        if device_setting == "cuda":
+            raise PlanRefused(f"DEVICE='cuda': {gpus}; wanted a visible NVIDIA GPU, or DEVICE=cpu")
+        return Inventory("cpu", (), gpus)
+    devices = tuple(
+        Device(index, gpu.name, gpu.uuid, gpu.memory_bytes) for index, gpu in enumerate(gpus)
+    )
+    return Inventory("cuda", devices, _reason(devices, found), tuple(_notes(devices)))
+
+
+def _reason(devices: tuple[Device, ...], found: Any) -> str:
+    hidden = len(found) - len(devices)
+    visible = f"{len(devices)} GPU{'s' if len(devices) > 1 else ''} by NVML"
+    return f"{visible}, {hidden} more hidden by {_VISIBLE}" if hidden else visible
+
+
+def _notes(devices: tuple[Device, ...]) -> Iterator[str]:
+    if len({device.name for device in devices}) > 1:
+        yield (
+            "the visible GPUs differ: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or CUDA may number them"
+            " in another order than this plan"
+        )
+
+
+def _physical(nvml: Any) -> list[_Physical] | str:
+    """Return all GPUs of the machine, or why none can be seen."""
+    if nvml is None:
+        try:
+            import pynvml
+        except ImportError:
+            return "nvidia-ml-py is not installed"
+        nvml = pynvml
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return f"no NVIDIA driver answers (NVML: {error})"
+    try:
+        gpus = [_read(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError as error:
+        return f"the NVIDIA driver fails (NVML: {error})"
+    finally:
+        nvml.nvmlShutdown()
+    return gpus or "NVML finds no GPU"
+
+
+def _read(nvml: Nvml, index: int) -> _Physical:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    return _Physical(
+        name=_text(nvml.nvmlDeviceGetName(handle)),
+        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        mig=_mig(nvml, handle),
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _mig(nvml: Nvml, handle: Any) -> bool:
+    try:
+        return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+    except nvml.NVMLError:
+        return False  # "Not Supported": the card has no MIG
+
+
+def _visible(gpus: list[_Physical], visible: str | None) -> list[_Physical] | str:
+    """Return the GPUs that CUDA will show, in its order, or why it will show none.
+
+    CUDA takes indexes and (abbreviated) UUIDs, and stops at the first that it does not know: CUDA
+    programming guide, "CUDA Environment Variables".
+    """
+    chosen = gpus if visible is None else list(_named(gpus, visible))
+    if not chosen:
+        return f"{_VISIBLE}={visible!r} hides every GPU"
+    for gpu in chosen:
+        if gpu.mig:
+            raise PlanRefused(
+                f"{gpu.name} ({gpu.uuid}) is split by MIG, and slices cannot be planned for:"
+                f" wanted whole GPUs in {_VISIBLE}, or MIG off (nvidia-smi -mig 0)"
+            )
+        if chosen.count(gpu) > 1:
+            raise PlanRefused(f"{_VISIBLE}={visible!r} names {gpu.uuid} twice")
+    return chosen
+
+
+def _named(gpus: list[_Physical], visible: str) -> Iterator[_Physical]:
+    for entry in visible.split(","):
+        name = entry.strip()
+        if name.startswith("MIG-"):
+            raise PlanRefused(
+                f"{_VISIBLE}={visible!r} names the MIG slice {name}: wanted whole GPUs, by index"
+                " or by UUID (GPU-…)"
+            )
+        found = _one(gpus, name)
+        if found is None:
+            return
+        yield found
+
+
+def _one(gpus: list[_Physical], name: str) -> _Physical | None:
+    if name.isdecimal():
+        return gpus[int(name)] if int(name) < len(gpus) else None
+    if not name.startswith("GPU-"):
+        return None
+    matching = [gpu for gpu in gpus if gpu.uuid.startswith(name)]
+    return matching[0] if len(matching) == 1 else None
+
+
+def parse_gpus(text: str) -> Inventory:
+    """Return the inventory that `text` describes, e.g. "8xH100", "2xH100,2xA100" or "0".
+
+    Raises SettingsError that names --gpus.
+    """
+    wanted = f"wanted e.g. 8xH100, with one of {', '.join(_MEMORY_MIB)}; or cpu"
+    if text.strip().lower() in ("cpu", "0"):
+        return Inventory("cpu", (), f"--gpus {text}")
+    devices: list[Device] = []
+    for entry in text.split(","):
+        match = _GPU_COUNT.fullmatch(entry.strip())
+        memory = _MEMORY_MIB.get(match[2].upper()) if match else None
+        if match is None or memory is None or match[1] == "0":
+            raise SettingsError(f"--gpus {text!r}: {wanted}")
+        for _ in range(int(match[1] or 1)):
+            name = f"NVIDIA {match[2].upper().replace('-', ' ')}"
+            devices.append(Device(len(devices), name, f"GPU-{len(devices)}", memory * 2**20))
+    return Inventory("cuda", tuple(devices), f"--gpus {text}", tuple(_notes(tuple(devices))))
