@@ -1,0 +1,1 @@
+"""The parts of train_draft: an EAGLE draft head, trained on its target's own answers."""
