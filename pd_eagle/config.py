@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from pd_eagle import forms
+from pd_eagle import forms, known_models
 from pd_eagle.errors import SettingsError
 from pd_eagle.unknown_names import is_mistaken, suggestion
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pd_eagle.forms import Form
 
-DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
+DEFAULT_MODEL = known_models.DEFAULT
 
 # SGLang 0.5.23, srt/disaggregation/utils.py: the metadata buffers that carry the draft's first
 # candidates from prefill to decode have 16 columns.
@@ -345,3 +345,6 @@ def _warnings(values: Mapping[str, Any]) -> Iterator[str]:
         idle = sorted(field.upper() for field in values if field.startswith("speculative_"))
         if idle:
             yield f"no effect while SPECULATIVE_ALGORITHM is unset: {', '.join(idle)}"
+    # SGLang 0.5.23 ignores it there too: srt/speculative/eagle_worker_v2.py, `init_token_map`.
+    elif values["speculative_algorithm"] == "EAGLE3" and "speculative_token_map" in values:
+        yield "no effect with EAGLE3, whose draft brings its own: SPECULATIVE_TOKEN_MAP"

@@ -12,18 +12,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pd_eagle.errors import SettingsError
-from pd_eagle.known_models import CONFIGS
+from pd_eagle.known_models import CONFIGS, DEFAULT, EMBEDDED
 from pd_eagle.shapes import ModelShape, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["HUB_TIMEOUT_S", "ModelShape", "load_shape"]
+    from pd_eagle.config import Settings
+    from pd_eagle.devices import Kind
+
+__all__ = ["HUB_TIMEOUT_S", "ModelShape", "load_shape", "model_of"]
 
 # huggingface_hub 1.33 tries five times, which takes 23 s where no name server answers.
 HUB_TIMEOUT_S = 10.0
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WANTED = "wanted a directory with a config.json, or a Hugging Face name that the hub can give"
+
+
+def model_of(settings: Settings, kind: Kind) -> str:
+    """Return the name of the model to serve; with no GPU and none set, the embedded one's."""
+    return settings.model_path or (DEFAULT if kind == "cuda" else EMBEDDED)
 
 
 def load_shape(

@@ -1,0 +1,167 @@
+"""The command line: pd-eagle serve | plan | doctor.
+
+It imports neither SGLang nor torch: `plan`, `doctor` and `--help` answer at once, on any machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+from pd_eagle import config, devices, doctor, drafts, engine_args, models, placement
+from pd_eagle.errors import PdEagleError
+from pd_eagle.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Exit codes, beside 0: what the user asked for cannot be, and a check failed.
+REFUSED = 2
+UNHEALTHY = 1
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run one command and return its exit code; a refusal goes to standard error."""
+    arguments = _parser().parse_args(argv)
+    environ = os.environ if environ is None else environ
+    try:
+        return _run(arguments, environ)
+    except PdEagleError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return REFUSED
+
+
+def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    if arguments.command == "serve":
+        from pd_eagle.serve import main as serve
+
+        return serve(environ)
+    if arguments.command == "doctor":
+        findings = list(doctor.examine(environ))
+        sys.stdout.write("".join(f"{finding}\n" for finding in findings))
+        return UNHEALTHY if any(finding.fatal for finding in findings) else 0
+    outlook = look_ahead(arguments, environ)
+    sys.stdout.write(outlook.as_json() if arguments.json else str(outlook))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pd-eagle", description="SGLang with separate prefill and decode, and EAGLE."
+    )
+    parser.add_argument("--version", action="version", version=VERSION)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser(
+        "serve",
+        help="serve the OpenAI API; settings come from the environment",
+        description="Serve the OpenAI API. All settings come from the environment.",
+        epilog=settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan = commands.add_parser(
+        "plan",
+        help="say what would run where, and why; needs no GPU and no weights",
+        description="Say what would run where, and why. Other settings: as for serve.",
+    )
+    plan.add_argument("--gpus", help="plan for these instead: 8xH100, 2xH100,2xA100, cpu")
+    plan.add_argument("--model", help="directory or Hugging Face name (MODEL_PATH)")
+    plan.add_argument("--draft", help="the same of the draft (SPECULATIVE_DRAFT_MODEL_PATH)")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    commands.add_parser("doctor", help="check what is installed here, and say what to do")
+    return parser
+
+
+def settings_help() -> str:
+    """Return one paragraph for each setting: variable, default, wanted form and meaning."""
+    lines = ["settings:"]
+    for row in config.TABLE:
+        lines.append(f"  {row.variable}  (default: {row.shown_default})")
+        meaning = f"{row.doc} Wanted: {row.form.wanted}."
+        lines += textwrap.wrap(meaning, 88, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outlook:
+    """What `plan` tells: the plan and what it was made from."""
+
+    plan: placement.Plan
+    devices: str
+    model: str
+    weight_bytes: int
+    draft: str | None
+    transfer: str | None
+    transfer_reason: str | None
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def __str__(self) -> str:
+        lines = [
+            f"devices   {self.devices}",
+            f"model     {self.model}, {self.weight_bytes / 2**30:.1f} GiB of weights",
+        ]
+        if self.draft:
+            lines.append(f"draft     {self.draft}")
+        if self.transfer:
+            lines.append(f"transfer  {self.transfer}: {self.transfer_reason}")
+        lines += ["", str(self.plan), *(f"warning: {text}" for text in self.warnings), ""]
+        return "\n".join(lines)
+
+
+def look_ahead(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Outlook:
+    """Return the plan for --gpus, or for the devices of this machine.
+
+    Raises SettingsError and PlanRefused.
+    """
+    over = {"MODEL_PATH": arguments.model, "SPECULATIVE_DRAFT_MODEL_PATH": arguments.draft}
+    settings = config.Settings.from_env({**environ, **{k: v for k, v in over.items() if v}})
+    engine_args.check(settings)
+    inventory = (
+        devices.parse_gpus(arguments.gpus)
+        if arguments.gpus
+        else devices.discover(settings.device, environ.get("CUDA_VISIBLE_DEVICES"))
+    )
+    model = models.model_of(settings, inventory.kind)
+    shape = models.load_shape(model)
+    draft = _draft(settings, model)
+    draft_shape = models.load_shape(draft, "SPECULATIVE_DRAFT_MODEL_PATH") if draft else None
+    plan = placement.plan(settings, inventory, shape, draft_shape)
+    transfer, reason = _transfer(settings, plan, arguments.gpus is not None)
+    return Outlook(
+        plan=plan,
+        devices=f"{inventory} ({inventory.reason})",
+        model=model,
+        weight_bytes=shape.weight_bytes,
+        draft=draft,
+        transfer=transfer,
+        transfer_reason=reason,
+        warnings=settings.warnings,
+    )
+
+
+def _draft(settings: config.Settings, model: str) -> str | None:
+    embedded = settings.model_path is None and model != config.DEFAULT_MODEL
+    if embedded and settings.speculative_draft_model_path is None:
+        return None  # the embedded model brings its own draft
+    return drafts.draft_path(settings, model)
+
+
+def _transfer(
+    settings: config.Settings, plan: placement.Plan, elsewhere: bool
+) -> tuple[str | None, str | None]:
+    if plan.mode == "unified":
+        return None, None
+    # What is installed here says nothing of the machine that --gpus describes.
+    installed = ("nixl", "mooncake") if elsewhere else engine_args.installed_transfers()
+    return engine_args.choose_transfer(settings, plan.kind, installed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
