@@ -9,7 +9,7 @@ import os
 PLATFORM = "pd_eagle_cpu"
 """Name of the entry point in the group `sglang.srt.platforms`, and value of SGLANG_PLATFORM."""
 
-CPU_ATTENTION_BACKEND = "torch_native"
+CPU_ATTENTION_BACKEND = "pd_eagle_torch"
 """What `attention_backend` must be in the arguments of every engine on this platform."""
 
 

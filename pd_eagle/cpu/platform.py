@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch._dynamo
 from sglang.srt.platforms.cpu import CpuDeviceMixin
@@ -10,7 +10,14 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
 from pd_eagle.cpu import CPU_ATTENTION_BACKEND, overrides
-from pd_eagle.cpu.transfer import host_memory_overrides
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+# What the attention and the tree operations here can do. EAGLE3 is EAGLE with another draft.
+SPECULATIVE_ALGORITHMS = ("EAGLE", "EAGLE3")
 
 
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang is untyped
@@ -30,6 +37,22 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
         """Return a `torch.compile` backend that needs no compiler."""
         return "eager"
 
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        """Say whether this platform can run the algorithm."""
+        return algorithm in SPECULATIVE_ALGORITHMS
+
+    def get_speculative_cache_locs_fn(self) -> Callable[..., Tensor]:
+        """Return the torch version of `assign_extend_cache_locs`."""
+        from pd_eagle.cpu.cache_locs import extend_cache_locs
+
+        return extend_cache_locs
+
+    def get_kv_pool_cls(self, *, kind: str) -> type | None:
+        """Return the KV pool for host memory; None leaves the kind to SGLang."""
+        from pd_eagle.cpu.kv_pool import HostKVPool
+
+        return HostKVPool if kind == "mha" else None
+
     def init_backend(self) -> None:
         """Set what must be set before any engine code runs.
 
@@ -38,6 +61,7 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
         """
         # `speculative/spec_utils.py` compiles functions with no seam: seconds at first use.
         torch._dynamo.config.disable = True
+        register_attention()
 
     def post_load_model(self, model: Any) -> None:
         """Apply the overrides; the first call of SGLang's scheduler after all its imports.
@@ -45,5 +69,19 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
         The scheduler dies of whatever this raises, and the engine's start with it.
         """
         if not self._overridden:
-            overrides.apply(host_memory_overrides())
+            from pd_eagle.cpu.seams import all_overrides
+
+            overrides.apply(all_overrides())
             self._overridden = True
+
+
+def register_attention() -> None:
+    """Put our attention into SGLang's registry; its module is imported on first use."""
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+
+    def create(runner: Any) -> Any:
+        from pd_eagle.cpu.attention import TorchAttention
+
+        return TorchAttention(runner)
+
+    register_attention_backend(CPU_ATTENTION_BACKEND)(create)

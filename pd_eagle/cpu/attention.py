@@ -1,0 +1,191 @@
+"""SGLang's attention on any CPU with torch alone: prefill, decode, EAGLE drafting and tree
+verification; does not know where slots come from or which tokens are accepted.
+
+It is SGLang's `torch_native` done in one call of SDPA per batch instead of one per request.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.attention.verify_mask import VerifyMask
+from sglang.srt.layers.radix_attention import AttentionType
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+from sglang.srt.runtime_context import get_spec
+from sglang.srt.speculative.eagle_utils import TreeMaskMode
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from pd_eagle.cpu.attention_plan import (
+    MOST_PADDED_QUERIES,
+    Block,
+    decode_plan,
+    draft_plan,
+    extend_plan,
+    verify_plan,
+)
+
+
+class TorchAttention(AttentionBackend):  # type: ignore[misc]  # SGLang is untyped
+    """One per model runner, and one per draft step."""
+
+    def __init__(self, runner: Any) -> None:
+        super().__init__()
+        self._table: Tensor = runner.req_to_token_pool.req_to_token
+        self._pool = runner.token_to_kv_pool
+        self._plan: list[Block] = []
+        # SGLang reads these two by name.
+        self.max_context_len = runner.model_config.context_len
+        self.kv_index_translator = runner.kv_index_translator
+        self._verify_mask = _verify_mask(runner)
+        if isinstance(self._pool, SWAKVPool):
+            raise NotImplementedError(
+                "the CPU platform keeps one KV pool: set disable_hybrid_swa_memory"
+            )
+
+    @property
+    def verify_mask(self) -> VerifyMask | None:
+        """Where the tree builder writes who descends from whom, nodes by nodes."""
+        return self._verify_mask
+
+    def support_triton(self) -> bool:
+        """Return False: there is no Triton on a CPU."""
+        return False
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Plan the forward pass that comes next."""
+        mode, batch = forward_batch.forward_mode, forward_batch
+        where = (self._table, batch.req_pool_indices, batch.seq_lens)
+        if mode.is_idle():
+            self._plan = []
+        elif mode.is_decode():
+            self._plan = decode_plan(*where)
+        elif mode.is_target_verify():
+            self._plan = verify_plan(*where, *_tree(batch))
+        else:
+            self._plan = extend_plan(*where, batch.extend_seq_lens)
+
+    def plan_draft(self, forward_batch: Any, branches: int, steps: int, step: int) -> None:
+        """Plan one step of a draft; SGLang's lengths are those before the draft."""
+        self._plan = draft_plan(
+            self._table,
+            forward_batch.req_pool_indices,
+            forward_batch.seq_lens,
+            branches,
+            steps,
+            step,
+        )
+
+    def forward_extend(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        **more: Any,
+    ) -> Tensor:
+        """Write the new keys and values, then attend; [tokens, heads * width] in and out."""
+        _refuse_unsupported(layer, more)
+        if save_kv_cache and k is not None:
+            location = KVWriteLoc(forward_batch.out_cache_loc, None)
+            self._pool.set_kv_buffer(layer, location, k, v)
+        queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        # Rows of no block (padding) must not carry NaN into the next layer.
+        output = q.new_zeros(len(queries), layer.tp_q_head_num, layer.v_head_dim)
+        keys = self._pool.get_key_buffer(layer.layer_id)
+        values = self._pool.get_value_buffer(layer.layer_id)
+        for block in self._plan:
+            output[block.tokens] = attend(
+                queries[block.tokens], keys, values, block, layer.scaling, layer.sliding_window_size
+            )
+        return output.flatten(1)
+
+    # A decode is an extension by one token.
+    forward_decode = forward_extend
+
+
+class TorchDraftSteps:
+    """The attention of all steps of one draft, in the shape SGLang expects of it."""
+
+    needs_cpu_seq_lens = True
+
+    def __init__(self, runner: Any, branches: int, steps: int) -> None:
+        self._branches, self._steps = branches, steps
+        # The last step only samples.
+        self.attn_backends = [TorchAttention(runner) for _ in range(steps - 1)]
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Plan every step of the draft that comes next."""
+        for step, backend in enumerate(self.attn_backends):
+            backend.plan_draft(forward_batch, self._branches, self._steps, step)
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, block: Block, scale: float, window: int = -1
+) -> Tensor:
+    """Return softmax(q k^T * scale) v of one block.
+
+    `queries` [requests * queries, heads, width]; `keys` and `values` are the whole pool
+    [slots, KV heads, width], of any dtype; the result has the shape and dtype of the queries.
+    """
+    requests, count = block.query_positions.shape
+    k, v = (_gather(pool, block.slots).to(queries.dtype) for pool in (keys, values))
+    q = queries.view(requests, count, *queries.shape[1:]).transpose(1, 2)
+    if count <= MOST_PADDED_QUERIES:
+        output = _folded(q, k, v, block, scale, window)
+    elif block.is_whole_prompt and window < 0:
+        output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+    else:
+        mask = block.mask(1, window)
+        output = scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+    return output.transpose(1, 2).flatten(0, 1)
+
+
+def _folded(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float, window: int) -> Tensor:
+    """Attend with the query heads that share a KV head as further queries of that head.
+
+    With few queries per request this is up to ten times `enable_gqa`, which reads every key once
+    per query head (torch 2.14, CPU, bfloat16).
+    """
+    requests, heads, count, _ = q.shape
+    group = heads // k.shape[1]
+    folded = q.reshape(requests, k.shape[1], group * count, q.shape[3])
+    output = scaled_dot_product_attention(folded, k, v, block.mask(group, window), scale=scale)
+    return output.reshape(requests, heads, count, v.shape[3])
+
+
+def _gather(pool: Tensor, slots: Tensor) -> Tensor:
+    # index_select is several times faster here than pool[slots].
+    rows = pool.index_select(0, slots.flatten())
+    return rows.view(*slots.shape, *pool.shape[1:]).transpose(1, 2)
+
+
+def _tree(forward_batch: Any) -> tuple[Tensor, Tensor]:
+    spec, prefixes = forward_batch.spec_info, forward_batch.seq_lens
+    nodes = spec.draft_token_num
+    tree = spec.custom_mask[: len(prefixes) * nodes * nodes].view(-1, nodes, nodes)
+    return tree, spec.positions.view(-1, nodes) - prefixes.unsqueeze(1)
+
+
+def _verify_mask(runner: Any) -> VerifyMask | None:
+    nodes = get_spec().speculative_num_draft_tokens
+    if not nodes or runner.is_draft_worker:
+        return None
+    most = runner.req_to_token_pool.size
+    buffer = torch.zeros(most * nodes * nodes, dtype=torch.bool)
+    return VerifyMask(buffer=buffer, mode=TreeMaskMode.QLEN_ONLY, max_bs=most)
+
+
+def _refuse_unsupported(layer: Any, more: dict[str, Any]) -> None:
+    wanted = [name for name, value in more.items() if value is not None]
+    if layer.logit_cap > 0:
+        wanted.append("logit_cap")
+    if layer.is_cross_attention or layer.attn_type != AttentionType.DECODER:
+        wanted.append("attention that is not causal")
+    if wanted:
+        raise NotImplementedError(f"not on the CPU platform: {', '.join(wanted)}")

@@ -1,0 +1,127 @@
+"""The one list of what the CPU platform replaces in SGLang 0.5.23, where, and why; does not know
+how a replacement is put in place.
+
+What SGLang offers a seam for is not here: the platform's methods and the attention registry.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pd_eagle.cpu import CPU_ATTENTION_BACKEND, cache_locs, sampling, tree
+from pd_eagle.cpu.attention import TorchAttention, TorchDraftSteps
+from pd_eagle.cpu.overrides import Override
+from pd_eagle.cpu.transfer import host_memory_overrides
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KERNELS = "sglang.kernels.ops"
+SPECULATIVE = f"{KERNELS}.speculative"
+NO_KERNEL = "None outside CUDA, and called for any temperature above 0"
+TRITON = "a Triton kernel: needs a GPU"
+
+
+def all_overrides() -> list[Override]:
+    """Return every override that this machine needs."""
+    return [*host_memory_overrides(), *EAGLE]
+
+
+def _instead(replacement: Any) -> Callable[[Any], Any]:
+    return lambda original: replacement
+
+
+def _with_our_backend(create: Callable[..., Any]) -> Callable[..., Any]:
+    """Add our attention to the ones that a draft may use."""
+
+    def _create_backend(
+        self: Any,
+        backend_name: str,
+        backend_map: dict[str, Any],
+        error_template: str,
+        stamps_children: bool = False,
+    ) -> Any:
+        # True only for the backend of the draft's own steps.
+        ours = _draft_steps if stamps_children else _draft_extend
+        known = backend_map | {CPU_ATTENTION_BACKEND: lambda: (CPU_ATTENTION_BACKEND, ours(self))}
+        return create(self, backend_name, known, error_template, stamps_children)
+
+    return _create_backend
+
+
+def _draft_steps(factory: Any) -> TorchDraftSteps:
+    return TorchDraftSteps(factory.draft_model_runner, factory.topk, factory.speculative_num_steps)
+
+
+def _draft_extend(factory: Any) -> TorchAttention:
+    return TorchAttention(factory.draft_model_runner)
+
+
+def _sampling_override(name: str, homes: tuple[str, ...], replacement: Any) -> list[Override]:
+    return [Override(f"{home}:{name}", "None", NO_KERNEL, _instead(replacement)) for home in homes]
+
+
+EAGLE_UTILS = "sglang.srt.speculative.eagle_utils"
+RENORM = f"{KERNELS}.sampling.renorm"
+
+EAGLE = [
+    Override(
+        target="sglang.srt.speculative.draft_utils:DraftBackendFactory._create_backend",
+        shape="self, backend_name, backend_map, error_template, stamps_children",
+        because="its list of backends that can draft is closed",
+        new=_with_our_backend,
+    ),
+    Override(
+        target=f"{SPECULATIVE}.spec_tree:build_tree_kernel_efficient_func",
+        shape="parent_list, top_scores_index, seq_lens, tree_mask, positions, retrieve_index, "
+        "retrieve_next_token, retrieve_next_sibling, topk, spec_steps, num_verify_tokens, "
+        "tree_mask_mode",
+        because="refuses platforms from outside the tree: no seam yet",
+        new=_instead(tree.build_tree),
+    ),
+    Override(
+        target=f"{SPECULATIVE}.spec_tree:verify_tree_greedy_func",
+        shape="predicts, accept_index, accept_token_num, candidates, retrieve_index, "
+        "retrieve_next_token, retrieve_next_sibling, target_predict, topk",
+        because="refuses platforms from outside the tree: no seam yet",
+        new=_instead(tree.verify_greedy),
+    ),
+    Override(
+        target=f"{SPECULATIVE}.cache_locs:assign_draft_cache_locs_contiguous_func",
+        shape="req_pool_indices, req_to_token, seq_lens, out_cache_loc, topk, num_cols, "
+        "positions, mrope",
+        because=TRITON,
+        new=_instead(cache_locs.draft_cache_locs),
+    ),
+    Override(
+        target=f"{SPECULATIVE}.cache_locs:fill_front_out_cache_loc_func",
+        shape="num_front, out_cache_loc, front_out_cache_loc",
+        because=TRITON,
+        new=_instead(cache_locs.front_cache_locs),
+    ),
+    Override(
+        target=f"{SPECULATIVE}.eagle:fill_accept_out_cache_loc_func",
+        shape="accept_index, out_cache_loc, accept_out_cache_loc, size",
+        because=TRITON,
+        new=_instead(cache_locs.accepted_cache_locs),
+    ),
+    Override(
+        target=f"{SPECULATIVE}.eagle:fill_bonus_tokens_func",
+        shape="accept_tokens, accept_lens, bonus_tokens, accept_stride, batch_size",
+        because=TRITON,
+        new=_instead(cache_locs.bonus_tokens),
+    ),
+    Override(
+        target="sglang.srt.mem_cache.allocation:assign_req_to_token_pool_func",
+        shape="req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, batch_size",
+        because=f"{TRITON}, and ignores that the platform has none",
+        new=_instead(cache_locs.assign_req_to_token_pool),
+    ),
+    *_sampling_override(
+        "tree_speculative_sampling_target_only",
+        (EAGLE_UTILS, f"{SPECULATIVE}.verify_sampling"),
+        sampling.verify_sampling,
+    ),
+    *_sampling_override("top_k_renorm_prob", (EAGLE_UTILS, RENORM), sampling.top_k_renorm),
+    *_sampling_override("top_p_renorm_prob", (EAGLE_UTILS, RENORM), sampling.top_p_renorm),
+]
