@@ -127,6 +127,24 @@ class _SGLangEngine:
         self._engine.shutdown()
 
 
+def load_tokenizer(engine_args: Mapping[str, Any]) -> Any:
+    """Return the tokenizer that an engine started with `engine_args` would use."""
+    from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+
+    return get_tokenizer(
+        engine_args.get("tokenizer_path") or engine_args["model_path"],
+        tokenizer_mode=engine_args.get("tokenizer_mode", "auto"),
+        trust_remote_code=engine_args.get("trust_remote_code", False),
+    )
+
+
+def generate_input(**fields: Any) -> Any:
+    """Return SGLang's `GenerateReqInput` of `fields`, not yet normalized."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    return GenerateReqInput(**fields)
+
+
 def _engine_class() -> Any:
     from sglang.srt.entrypoints.engine import Engine as SGLangEngine
 

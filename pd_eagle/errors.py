@@ -1,8 +1,8 @@
 """What can go wrong, as one tree.
 
 Every error carries an HTTP status, a stable code and whether trying again can help. Errors cross
-the worker's socket as (code, message): `from_code` brings them back. It knows nothing of HTTP
-bodies or of SGLang.
+the worker's socket as (code, message): `from_code` brings them back. It knows nothing of
+SGLang.
 
 PdEagleError                    500 internal_error
 ├── SettingsError               500 settings_error         a setting is wrong; nothing was started
@@ -21,7 +21,12 @@ PdEagleError                    500 internal_error
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
+
+
+def openai_error(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """Return an error in OpenAI's shape."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class PdEagleError(Exception):
@@ -31,9 +36,16 @@ class PdEagleError(Exception):
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
 
+    param: ClassVar[str | None] = None
+
     @property
     def message(self) -> str:
         return str(self)
+
+    def as_openai(self) -> dict[str, Any]:
+        """Return the error as the body of an OpenAI response."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return openai_error(self.message, kind, self.code, self.param)
 
 
 class SettingsError(PdEagleError):
@@ -72,6 +84,7 @@ class ModelNotFound(PdEagleError):
 
     status = 404
     code = "model_not_found"
+    param = "model"
 
 
 class EngineError(PdEagleError):

@@ -106,6 +106,4 @@ class _PromptLogprobs:
         held, self._held = self._held, []
         if not self._entries:
             return held
-        return [
-            msgspec.structs.replace(delta, meta=delta.meta | self._entries) for delta in held
-        ]
+        return [msgspec.structs.replace(delta, meta=delta.meta | self._entries) for delta in held]

@@ -165,7 +165,7 @@ async def _reap(child: subprocess.Popen[bytes], process: WorkerProcess) -> None:
         await readable(pidfd)
     finally:
         os.close(pidfd)
-    _, status = os.waitpid(child.pid, 0)
+    _, status = os.waitpid(child.pid, 0)  # noqa: ASYNC222 - it has ended: the pidfd said so
     child.returncode = os.waitstatus_to_exitcode(status)
     process.record_exit(status)
 
@@ -173,9 +173,14 @@ async def _reap(child: subprocess.Popen[bytes], process: WorkerProcess) -> None:
 async def readable(fd: int) -> None:
     """Wait until `fd` can be read; a pidfd can when its process has ended."""
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, _settle, ready)
     try:
         await ready
     finally:
         loop.remove_reader(fd)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,7 +1,7 @@
 """The values that cross a layer or a process: requests down, deltas up.
 
-Frozen and slotted, encoded by msgspec as MessagePack; the two unions at the end are closed: what is
-not in them does not cross the worker's socket. It does not know how frames are cut or who reads them.
+Frozen and slotted, encoded by msgspec as MessagePack; the two unions at the end are closed: what
+is not in them does not cross the worker's socket. It does not know how frames are cut.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ class Service:
                 async for delta in deltas:
                     yield delta
         except PdEagleError as error:
-            logger.warning("request %s failed on %s: %s", request.rid, pair.name, error)
+            level = logging.DEBUG if error.status < 500 else logging.WARNING
+            logger.log(level, "request %s failed on %s: %s", request.rid, pair.name, error)
             raise
         finally:
             self._leave()

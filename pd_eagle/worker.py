@@ -13,7 +13,6 @@ import logging
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pd_eagle.channel import Channel
@@ -36,6 +35,7 @@ from pd_eagle.worker_main import WorkerSpec, send_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from pd_eagle.launch import Launcher, WorkerProcess
     from pd_eagle.messages import EngineInfo, Load, Role

@@ -1,8 +1,8 @@
 """The process that has SGLang imported and nothing started; workers are forked from it.
 
 A fork costs milliseconds where a new Python pays SGLang's imports three times over. It is right
-only while one thread runs and CUDA is untouched in the forking process: that is checked before every
-fork. The zygote knows nothing of engines, plans or requests.
+only while one thread runs and CUDA is untouched in the forking process: that is checked before
+every fork. The zygote knows nothing of engines, plans or requests.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ class ZygoteLauncher:
         await self._gone.wait()
         self._channel.close()
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._process.pid, 0)
+            os.waitpid(self._process.pid, 0)  # noqa: ASYNC222 - it has hung up: it is ending
 
 
 def main(argv: list[str]) -> None:

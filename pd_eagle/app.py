@@ -1,0 +1,286 @@
+"""The Starlette application: routes, status codes, server-sent events, errors in OpenAI's shape.
+
+It knows HTTP and nothing of SGLang. The service and the OpenAI layer are handed in, and may still
+be starting when the first request comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from pd_eagle.errors import InvalidRequest, ModelNotFound, NotServing, PdEagleError, openai_error
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from pd_eagle.health import Health
+
+logger = logging.getLogger(__name__)
+
+Endpoint = Literal["chat", "completion"]
+
+MAX_BODY_BYTES = 16 * 2**20
+_RETRY_AFTER_S = 1
+
+
+class OpenAI(Protocol):
+    """The OpenAI layer as the routes use it; `pd_eagle.openai_api.OpenAIApi` is one."""
+
+    model: str
+    context_length: int
+
+    def parse(self, endpoint: Endpoint, body: bytes) -> Any: ...
+    async def stream(
+        self, endpoint: Endpoint, request: Any, http: Request
+    ) -> AsyncGenerator[str, None]: ...
+    async def answer(self, endpoint: Endpoint, request: Any, http: Request) -> bytes: ...
+
+
+class Front(Protocol):
+    """What the routes are about."""
+
+    openai: OpenAI | None
+    api_key: str | None
+
+    def health(self) -> Health: ...
+
+
+def json_response(content: object, status: int = 200, **headers: str) -> Response:
+    return Response(
+        orjson.dumps(content), status, headers={"content-type": "application/json", **headers}
+    )
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events whose status is decided by the first one, and whose source is closed with
+    the response.
+
+    An error before the first event is an ordinary error response; after it, one error event.
+    """
+
+    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._events = events
+        self.headers["cache-control"] = "no-cache"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The body has been read, so all that can still be received is the disconnect.
+        sending = asyncio.create_task(self._send_events(send))
+        gone = asyncio.create_task(receive_disconnect(receive))
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not sending.done():
+                sending.cancel()  # also when it is blocked in send
+            await asyncio.wait({sending, gone})
+        if not sending.cancelled():
+            sending.result()
+
+    async def _send_events(self, send: Send) -> None:
+        async with aclosing(self._events):
+            first = await anext(self._events)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send(send, first)
+            try:
+                async for event in self._events:
+                    await self._send(send, event)
+            except PdEagleError as error:
+                body = orjson.dumps(error.as_openai()).decode()
+                await self._send(send, f"data: {body}\n\ndata: [DONE]\n\n")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, event: str) -> None:
+        await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+
+
+async def receive_disconnect(receive: Receive) -> None:
+    """Return when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _unless_gone(work: Awaitable[bytes], receive: Receive) -> bytes | None:
+    """Return what `work` makes, or None, with `work` cancelled, when the client goes first."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.create_task(receive_disconnect(receive))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, gone):
+            task.cancel()
+            with suppress(asyncio.CancelledError, PdEagleError):
+                await task
+
+
+def make_app(front: Front) -> Starlette:
+    """Return the application for `front`."""
+    routes = _Routes(front)
+    table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+        ("/health", "GET", routes.health),
+        ("/health/live", "GET", routes.live),
+        ("/health/ready", "GET", routes.ready),
+        ("/v1/models", "GET", routes.models),
+        ("/v1/models/{model:path}", "GET", routes.model),
+        ("/v1/chat/completions", "POST", routes.chat),
+        ("/v1/completions", "POST", routes.completion),
+    ]
+    return Starlette(
+        routes=[
+            Route(path, _with_options(handler, method), methods=[method, "OPTIONS"])
+            for path, method, handler in table
+        ],
+        exception_handlers={
+            PdEagleError: _pd_eagle_error,
+            HTTPException: _http_error,
+            Exception: _crash,
+        },
+    )
+
+
+def _with_options(
+    handler: Callable[[Request], Awaitable[Response]], method: str
+) -> Callable[[Request], Awaitable[Response]]:
+    allow = ", ".join(sorted({method, "OPTIONS"} | ({"HEAD"} if method == "GET" else set())))
+
+    async def endpoint(request: Request) -> Response:
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"allow": allow})
+        return await handler(request)
+
+    return endpoint
+
+
+class _Routes:
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def health(self, _: Request) -> Response:
+        health = self._front.health()
+        return json_response(health.as_json(), 200 if health.serving else 503)
+
+    async def live(self, _: Request) -> Response:
+        return json_response({"status": "live"})
+
+    async def ready(self, _: Request) -> Response:
+        health = self._front.health()
+        return json_response({"status": health.status}, 200 if health.serving else 503)
+
+    async def models(self, request: Request) -> Response:
+        openai = self._openai(request)
+        return json_response({"object": "list", "data": [_model_card(openai)]})
+
+    async def model(self, request: Request) -> Response:
+        openai = self._openai(request)
+        if request.path_params["model"] != openai.model:
+            raise ModelNotFound(f"the model {request.path_params['model']!r} is not served here")
+        return json_response(_model_card(openai))
+
+    async def chat(self, request: Request) -> Response:
+        return await self._generate("chat", request)
+
+    async def completion(self, request: Request) -> Response:
+        return await self._generate("completion", request)
+
+    async def _generate(self, endpoint: Endpoint, http: Request) -> Response:
+        openai = self._openai(http)
+        request = openai.parse(endpoint, await _read_body(http))
+        if request.stream:
+            return EventStream(await openai.stream(endpoint, request, http))
+        body = await _unless_gone(openai.answer(endpoint, request, http), http.receive)
+        if body is None:
+            return Response(status_code=499)  # nobody is there to read it
+        return Response(body, media_type="application/json")
+
+    def _openai(self, request: Request) -> OpenAI:
+        self._authorize(request)
+        if self._front.openai is None:
+            raise NotServing(f"the service is {self._front.health().status}")
+        return self._front.openai
+
+    def _authorize(self, request: Request) -> None:
+        key = self._front.api_key
+        if key is None:
+            return
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not secrets.compare_digest(given.encode(), key.encode()):
+            raise HTTPException(401, "wrong or missing key: wanted 'Authorization: Bearer KEY'")
+
+
+def _model_card(openai: OpenAI) -> dict[str, Any]:
+    return {
+        "id": openai.model,
+        "object": "model",
+        "created": 0,
+        "owned_by": "pd_eagle",
+        "max_model_len": openai.context_length,
+    }
+
+
+async def _read_body(request: Request) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+        raise _too_large(int(declared))
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise _too_large(len(body))
+    if not body:
+        raise InvalidRequest("the body is empty: wanted a JSON object")
+    return bytes(body)
+
+
+def _too_large(size: int) -> HTTPException:
+    # The rest of the body is not read: the connection cannot be used again.
+    return HTTPException(
+        413,
+        f"the body has at least {size} bytes: wanted at most {MAX_BODY_BYTES}",
+        headers={"connection": "close"},
+    )
+
+
+async def _pd_eagle_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, PdEagleError)
+    headers = {"retry-after": str(_RETRY_AFTER_S)} if error.status in (429, 503) else {}
+    return json_response(error.as_openai(), error.status, **headers)
+
+
+_HTTP_CODES = {
+    401: ("authentication_error", "invalid_api_key"),
+    404: ("invalid_request_error", "unknown_url"),
+    405: ("invalid_request_error", "method_not_allowed"),
+    413: ("invalid_request_error", "body_too_large"),
+}
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind, code = _HTTP_CODES.get(error.status_code, ("invalid_request_error", "http_error"))
+    message = error.detail
+    if error.status_code in (404, 405):
+        message = f"{request.method} {request.url.path}: {error.detail}"
+    return json_response(
+        openai_error(message, kind, code), error.status_code, **dict(error.headers or {})
+    )
+
+
+async def _crash(_: Request, error: Exception) -> Response:
+    return json_response(
+        openai_error(f"internal error: {type(error).__name__}", "server_error", "internal_error"),
+        500,
+    )

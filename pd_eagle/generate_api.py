@@ -1,0 +1,232 @@
+"""SGLang's own generate interface over the service: `GenerateReqInput` in, result dictionaries out.
+
+What `sglang.Engine.async_generate` and SGLang's OpenAI classes expect of a tokenizer manager, with
+the engines elsewhere. It knows nothing of HTTP, and nothing of where a request runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pd_eagle.errors import InvalidRequest
+from pd_eagle.messages import Options, Request
+from pd_eagle.service import new_rid
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Coroutine, Iterator
+
+    from pd_eagle.messages import Delta
+    from pd_eagle.service import Service
+
+#: Prompts longer than this are tokenized off the event loop, in characters.
+_INLINE_TOKENIZE_CHARS = 4096
+
+#: What SGLang takes and this package does not, as fields of `GenerateReqInput` (0.5.23).
+_UNSUPPORTED = (
+    "input_embeds",
+    "image_data",
+    "video_data",
+    "audio_data",
+    "lora_path",
+    "session_params",
+    "return_hidden_states",
+    "return_routed_experts",
+)
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is needed to read a prompt."""
+
+    def __call__(self, text: str) -> Any: ...
+
+
+class Answer:
+    """One request's deltas, put together as SGLang's result dictionary."""
+
+    def __init__(self, *, public_id: str, index: int, incremental: bool) -> None:
+        self._public_id = public_id
+        self._index = index
+        self._incremental = incremental
+        self._text: list[str] = []
+        self._output_ids: list[int] = []
+        self._meta: dict[str, Any] = {}
+
+    def add(self, delta: Delta) -> dict[str, Any]:
+        """Take one delta in; return the result so far, or the increment alone.
+
+        Lists called `output_…` in `meta_info` are increments too, as in SGLang.
+        """
+        if self._incremental:
+            self._meta.update(delta.meta)
+            return self._result(delta.text, delta.output_ids)
+        self._text.append(delta.text)
+        self._output_ids += delta.output_ids
+        for key, value in delta.meta.items():
+            if isinstance(value, list) and key.startswith("output_") and key in self._meta:
+                self._meta[key] = self._meta[key] + value
+            else:
+                self._meta[key] = value
+        return self._result("".join(self._text), list(self._output_ids))
+
+    def _result(self, text: str, output_ids: list[int]) -> dict[str, Any]:
+        meta = dict(self._meta)
+        meta["id"] = self._public_id
+        return {"text": text, "output_ids": output_ids, "meta_info": meta, "index": self._index}
+
+
+class GenerateApi:
+    """`generate_request` as SGLang's tokenizer manager has it."""
+
+    def __init__(self, service: Service, tokenizer: Tokenizer, *, incremental: bool) -> None:
+        self.service = service
+        self.tokenizer: Any = tokenizer
+        self._incremental = incremental
+
+    async def generate_request(
+        self, obj: Any, raw_request: object = None
+    ) -> AsyncGenerator[Any, None]:
+        """Yield results for `obj`, a `GenerateReqInput`: a dictionary, or a list for a batch.
+
+        With `obj.stream` one dictionary a step, told apart by `index`. Raises `InvalidRequest` for
+        what cannot be served, else the request's own `PdEagleError`; closing aborts.
+        """
+        requests = await self._requests(obj)
+        if obj.stream:
+            async with aclosing(self._stream_all(requests)) as results:
+                async for result in results:
+                    yield result
+        else:
+            whole = await _gather([self._whole(*numbered) for numbered in requests])
+            yield whole[0] if obj.is_single and len(whole) == 1 else whole
+
+    # --- what was asked for
+
+    async def _requests(self, obj: Any) -> list[tuple[int, Request, str]]:
+        try:
+            obj.normalize_batch_and_arguments()
+        except (ValueError, AssertionError, TypeError) as error:
+            raise InvalidRequest(str(error)) from error
+        prompts = [obj] if obj.is_single else [obj[i] for i in range(obj.batch_size)]
+        numbered: list[tuple[int, Request, str]] = []
+        for prompt in prompts:
+            _refuse_unsupported(prompt)
+            input_ids = await self._input_ids(prompt)
+            for _ in range(obj.parallel_sample_num):
+                # A user's rid may be anything; ours never is the prefix of another.
+                request = _request(prompt, input_ids)
+                public_id = prompt.rid if obj.parallel_sample_num == 1 else request.rid
+                numbered.append((len(numbered), request, public_id))
+        return numbered
+
+    async def _input_ids(self, prompt: Any) -> list[int]:
+        if prompt.input_ids is not None:
+            return _checked_ids(prompt.input_ids)
+        if not isinstance(prompt.text, str):
+            raise InvalidRequest(f"prompt {prompt.text!r:.80}: wanted text or a list of token ids")
+        if len(prompt.text) < _INLINE_TOKENIZE_CHARS:
+            return self._encode(prompt.text)
+        return await asyncio.to_thread(self._encode, prompt.text)
+
+    def _encode(self, text: str) -> list[int]:
+        input_ids: list[int] = self.tokenizer(text)["input_ids"]
+        return input_ids
+
+    # --- what comes back
+
+    async def _whole(self, index: int, request: Request, public_id: str) -> dict[str, Any]:
+        answer = Answer(public_id=public_id, index=index, incremental=False)
+        result: dict[str, Any] = {}
+        async with aclosing(self.service.stream(request)) as deltas:
+            async for delta in deltas:
+                result = answer.add(delta)
+        result.pop("index")  # as SGLang: only streamed results carry it
+        return result
+
+    async def _stream_all(
+        self, requests: list[tuple[int, Request, str]]
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        if len(requests) == 1:
+            async with aclosing(self._stream_one(*requests[0])) as results:
+                async for result in results:
+                    yield result
+            return
+        queue: asyncio.Queue[dict[str, Any] | BaseException | None] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._pump(queue, *numbered)) for numbered in requests]
+        try:
+            running = len(tasks)
+            while running:
+                match await queue.get():
+                    case None:
+                        running -= 1
+                    case BaseException() as error:
+                        raise error
+                    case result:
+                        yield result
+        finally:
+            await _cancel(tasks)
+
+    async def _stream_one(
+        self, index: int, request: Request, public_id: str
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        answer = Answer(public_id=public_id, index=index, incremental=self._incremental)
+        async with aclosing(self.service.stream(request)) as deltas:
+            async for delta in deltas:
+                yield answer.add(delta)
+
+    async def _pump(
+        self,
+        queue: asyncio.Queue[dict[str, Any] | BaseException | None],
+        index: int,
+        request: Request,
+        public_id: str,
+    ) -> None:
+        try:
+            async with aclosing(self._stream_one(index, request, public_id)) as results:
+                async for result in results:
+                    queue.put_nowait(result)
+        except Exception as error:
+            queue.put_nowait(error)
+        else:
+            queue.put_nowait(None)
+
+
+def _refuse_unsupported(prompt: Any) -> None:
+    for field in _UNSUPPORTED:
+        if value := getattr(prompt, field, None):
+            raise InvalidRequest(f"{field}={value!r:.80}: wanted unset, it is not supported here")
+
+
+def _checked_ids(input_ids: Any) -> list[int]:
+    if not isinstance(input_ids, list) or not all(type(i) is int for i in input_ids):
+        raise InvalidRequest(f"input_ids {input_ids!r:.80}: wanted a list of whole numbers")
+    return input_ids
+
+
+def _request(prompt: Any, input_ids: list[int]) -> Request:
+    params = {k: v for k, v in (prompt.sampling_params or {}).items() if k != "n"}
+    return Request(new_rid(), input_ids, params, _options(prompt))
+
+
+def _options(prompt: Any) -> Options:
+    """Take what `Options` carries from a normalized single `GenerateReqInput`."""
+    given: Iterator[tuple[str, Any]] = (
+        (name, getattr(prompt, name)) for name in Options.__struct_fields__
+    )
+    return Options(**{name: value for name, value in given if value is not None})
+
+
+async def _gather(coroutines: list[Coroutine[Any, Any, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Run all; the first failure cancels the others before it is raised."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        await _cancel(tasks)
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

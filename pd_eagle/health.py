@@ -1,0 +1,91 @@
+"""How the service is, as one value that `/health` prints. It decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pd_eagle.placement import Plan
+    from pd_eagle.worker import Worker
+
+Status = Literal["starting", "ready", "degraded", "draining", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHealth:
+    """One worker. `spec_accept_length` is in tokens per verification, None without EAGLE."""
+
+    name: str
+    role: str
+    state: str
+    pid: int | None
+    scheduler_pids: list[int]
+    bootstrap_port: int | None
+    restarts: int
+    inflight: int
+    spec_accept_length: float | None
+    last_error: str | None
+
+    @classmethod
+    def of(cls, worker: Worker) -> WorkerHealth:
+        return cls(
+            name=worker.name,
+            role=worker.role,
+            state=worker.state,
+            pid=worker.pid,
+            scheduler_pids=worker.info.scheduler_pids if worker.info and worker.pid else [],
+            bootstrap_port=worker.bootstrap_port,
+            restarts=worker.restarts,
+            inflight=worker.inflight,
+            spec_accept_length=worker.load.spec_accept_length if worker.load else None,
+            last_error=worker.last_error,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The whole service."""
+
+    status: Status
+    model: str
+    model_note: str | None
+    draft_model: str | None
+    transfer_backend: str | None
+    transfer_reason: str | None
+    region: str | None
+    version: str
+    plan: Plan
+    workers: list[WorkerHealth]
+    inflight: int
+    queued: int
+
+    @property
+    def serving(self) -> bool:
+        return self.status in ("ready", "degraded")
+
+    def as_json(self) -> dict[str, Any]:
+        in_pd = self.plan.mode == "pd"
+        ports = [w.bootstrap_port for w in self.workers if w.bootstrap_port is not None]
+        return {
+            "status": self.status,
+            "pd_mode": in_pd,
+            "pd_bootstrap_port": ports[0] if ports else None,
+            "pd_bootstrap_ports": ports,
+            "model": self.model,
+            "model_note": self.model_note,
+            "draft_model": self.draft_model,
+            "transfer_backend": self.transfer_backend,
+            "transfer_reason": self.transfer_reason,
+            "region": self.region,
+            "version": self.version,
+            "plan": {
+                "mode": self.plan.mode,
+                "reason": self.plan.reason,
+                "notes": list(self.plan.notes),
+                "workers": [asdict(worker) for worker in self.plan.workers],
+            },
+            "workers": [asdict(worker) for worker in self.workers],
+            "inflight": self.inflight,
+            "queued": self.queued,
+        }

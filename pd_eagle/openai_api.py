@@ -1,0 +1,190 @@
+"""SGLang's own OpenAI serving classes over the service.
+
+Chat templates, tools, reasoning, grammar, logprobs, usage and the chunks are SGLang's; here is only
+the object they take for a tokenizer manager, and how a request goes through them. It knows nothing
+of routes or of status lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+from fastapi import HTTPException
+from pydantic import ValidationError
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
+from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
+from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
+from sglang.srt.parser.template_manager import TemplateManager
+from sglang.srt.runtime_context import get_serving, publish
+from sglang.srt.server_args import ServerArgs
+
+from pd_eagle.engine import load_tokenizer
+from pd_eagle.errors import InvalidRequest, ModelNotFound, PdEagleError
+from pd_eagle.generate_api import GenerateApi
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+    from typing import NoReturn
+
+    from starlette.requests import Request as HttpRequest
+
+    from pd_eagle.service import Service
+
+logger = logging.getLogger(__name__)
+
+Endpoint = Literal["chat", "completion"]
+
+
+class OpenAIApi:
+    """The OpenAI endpoints as SGLang answers them."""
+
+    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+        """Set up SGLang's serving classes in this process.
+
+        `engine_args` are those of the engines that answer, without what makes them PD or
+        speculative: templates and parsers must be the same on both sides of the socket.
+        """
+        facade = _TokenizerManager(service, engine_args)
+        templates = TemplateManager()
+        serving = get_serving()
+        templates.initialize_templates(
+            tokenizer_manager=facade,
+            model_path=facade.model_path,
+            chat_template=serving.chat_template,
+            completion_template=serving.completion_template,
+        )
+        self.model = facade.served_model_name
+        self.context_length: int = facade.model_config.context_len
+        self._serving: dict[Endpoint, Any] = {
+            "chat": _Chat(facade, templates),
+            "completion": _Completion(facade, templates),
+        }
+
+    def parse(self, endpoint: Endpoint, body: bytes) -> Any:
+        """Return the request that `body` holds.
+
+        Raises `InvalidRequest` for what is not a request, `ModelNotFound` for another model's.
+        """
+        request_class = ChatCompletionRequest if endpoint == "chat" else CompletionRequest
+        try:
+            fields = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(f"the body is not JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise InvalidRequest(f"the body is {type(fields).__name__}: wanted a JSON object")
+        try:
+            request = request_class.model_validate(fields)
+        except ValidationError as error:
+            raise InvalidRequest(_describe(error)) from error
+        self._check(request)
+        return request
+
+    def _check(self, request: Any) -> None:
+        if request.model not in ("default", self.model):
+            raise ModelNotFound(
+                f"the model {request.model!r} is not served here: wanted {self.model!r}"
+            )
+        request.model = self.model
+        for name in ("max_tokens", "max_completion_tokens"):
+            value = getattr(request, name, None)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"{name}={value}: wanted at least 1")
+
+    async def stream(
+        self, endpoint: Endpoint, request: Any, http: HttpRequest
+    ) -> AsyncGenerator[str, None]:
+        """Return the server-sent events of a streamed request.
+
+        What is wrong with the request itself is raised here, before the first event.
+        """
+        serving = self._serving[endpoint]
+        adapted, processed = await self._convert(serving, request, http)
+        make = "_generate_chat_stream" if endpoint == "chat" else "_generate_completion_stream"
+        events: AsyncGenerator[str, None] = getattr(serving, make)(adapted, processed, http)
+        return events
+
+    async def answer(self, endpoint: Endpoint, request: Any, http: HttpRequest) -> bytes:
+        """Return the JSON of a whole answer."""
+        serving = self._serving[endpoint]
+        adapted, processed = await self._convert(serving, request, http)
+        response = await serving._handle_non_streaming_request(adapted, processed, http)
+        body: str = response.model_dump_json()
+        return body.encode()
+
+    async def _convert(self, serving: Any, request: Any, http: HttpRequest) -> tuple[Any, Any]:
+        if message := serving._validate_request(request):
+            raise InvalidRequest(message)
+        try:
+            # Off the loop: a template and a long prompt take milliseconds.
+            converted: tuple[Any, Any] = await asyncio.to_thread(
+                serving._convert_to_internal_request, request, http
+            )
+        except HTTPException as error:
+            raise InvalidRequest(str(error.detail)) from error
+        except (ValueError, TypeError) as error:
+            raise InvalidRequest(str(error)) from error
+        return converted
+
+
+class _TokenizerManager(GenerateApi):
+    """What SGLang's serving classes (0.5.23) use of its tokenizer manager, over the service."""
+
+    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+        self.server_args = ServerArgs(**engine_args)
+        self.server_args.resolve_once()
+        publish(self.server_args, role="tokenizer")
+        self.model_path: str = self.server_args.model_path
+        self.served_model_name: str = self.server_args.served_model_name or self.model_path
+        self.model_config = ModelConfig.from_server_args(self.server_args)
+        self.processor = None
+        self.request_logger = _NoRequestLog()
+        super().__init__(service, load_tokenizer(engine_args), incremental=True)
+
+    def config_value(self, name: str) -> Any:
+        return getattr(self.server_args, name)
+
+    def create_abort_task(self, obj: object) -> None:
+        """Nothing to do: closing `generate_request` aborts."""
+
+    async def _handle_abort_finish_reason(self, *_: object) -> None:
+        """Aborts never reach this side as results: they are raised as errors."""
+
+
+class _NoRequestLog:
+    log_requests = False
+    log_requests_level = 0
+
+
+class _RaisesErrors:
+    """Turns SGLang's own error responses into our errors, so that there is one shape of error."""
+
+    def create_error_response(self, message: str, *_: object, **__: object) -> NoReturn:
+        raise InvalidRequest(message)
+
+    def create_streaming_error_response(self, message: str, *_: object, **__: object) -> str:
+        # Called in the except block of SGLang's generators (0.5.23): the error itself is at hand.
+        current = sys.exc_info()[1]
+        error = current if isinstance(current, PdEagleError) else PdEagleError(message)
+        return orjson.dumps(error.as_openai()).decode()
+
+
+class _Chat(_RaisesErrors, OpenAIServingChat):  # type: ignore[misc]
+    pass
+
+
+class _Completion(_RaisesErrors, OpenAIServingCompletion):  # type: ignore[misc]
+    pass
+
+
+def _describe(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors(include_url=False, include_context=False):
+        place = ".".join(str(part) for part in problem["loc"]) or "body"
+        given = "" if problem["type"] == "missing" else f"={problem['input']!r:.100}"
+        problems.append(f"{place}{given}: {problem['msg']}")
+    return "; ".join(problems)

@@ -1,0 +1,173 @@
+"""The server's main: settings → deployment → zygote → HTTP → engines, and the way back.
+
+Exit codes: 0 stopped, every request answered; 2 a setting or the plan is wrong, nothing was
+started; 3 the start failed; 4 stopped, but requests were cut off at the drain deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from pd_eagle import deployment as deployments
+from pd_eagle import zygote
+from pd_eagle.app import make_app
+from pd_eagle.config import Settings
+from pd_eagle.errors import PdEagleError, PlanRefused, SettingsError, StartFailed
+from pd_eagle.front import Front, check_forked_engines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pd_eagle.deployment import Deployment
+    from pd_eagle.zygote import ZygoteProcess
+
+logger = logging.getLogger(__name__)
+
+EXIT_OK, EXIT_SETTINGS, EXIT_START, EXIT_CUT_OFF = 0, 2, 3, 4
+
+
+def main(environ: Mapping[str, str]) -> int:
+    """Serve what `environ` asks for until SIGTERM or SIGINT; return the exit code."""
+    try:
+        settings = Settings.from_env(environ)
+        _log_to_stderr(settings.log_level)
+        deployment = deployments.decide(settings, environ)
+    except (SettingsError, PlanRefused) as error:
+        return _refuse(error, EXIT_SETTINGS)
+    except PdEagleError as error:
+        return _refuse(error, EXIT_START)
+    _announce(deployment)
+    try:
+        listener = _listen(settings.host, settings.port)
+        forked = _fork_zygote(deployment)
+        return asyncio.run(_Server(deployment, forked, listener).run())
+    except StartFailed as error:
+        return _refuse(error, EXIT_START)
+
+
+def _refuse(error: PdEagleError, exit_code: int) -> int:
+    sys.stderr.write(f"pd_eagle: {error.code}\n{error}\n")
+    return exit_code
+
+
+def _log_to_stderr(level: str) -> None:
+    form = "%(asctime)s %(levelname)-7s %(name)s %(message)s"
+    logging.basicConfig(level=level, format=form, force=True)
+
+
+def _announce(deployment: Deployment) -> None:
+    for warning in deployment.settings.warnings:
+        logger.warning("%s", warning)
+    if deployment.model_note:
+        logger.warning("%s", deployment.model_note)
+    logger.info("plan:\n%s", deployment.plan)
+    if deployment.transfer:
+        logger.info("KV transfer: %s (%s)", deployment.transfer, deployment.transfer_reason)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise StartFailed(
+            f"HATHORA_DEFAULT_PORT={port}, PD_HOST={host!r}: wanted a free port of this machine: "
+            f"{error.strerror}"
+        ) from error
+    return listener
+
+
+def _fork_zygote(deployment: Deployment) -> ZygoteProcess | None:
+    """Import SGLang here and fork the zygote, so that the imports are paid once in all."""
+    os.environ.update(deployment.environment)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    return zygote.fork_from_here() if check_forked_engines(deployment) else None
+
+
+class _Server:
+    """HTTP and the front in one loop; signals only record, the loop acts."""
+
+    def __init__(
+        self, deployment: Deployment, forked: ZygoteProcess | None, listener: socket.socket
+    ) -> None:
+        self._front = Front(deployment, forked)
+        self._listener = listener
+        self._settings = deployment.settings
+        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        config = uvicorn.Config(
+            make_app(self._front), log_config=None, access_log=False, timeout_graceful_shutdown=5
+        )
+        self._http = _QuietServer(config)
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
+        http = asyncio.create_task(self._http.serve([self._listener]))
+        first_signal = asyncio.create_task(self._signals.get())
+        starting = asyncio.create_task(self._start())
+        try:
+            await asyncio.wait({starting, first_signal}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+                await first_signal
+            return await self._stop(starting)
+        except PdEagleError as error:
+            return _refuse(error, EXIT_START)
+        finally:
+            first_signal.cancel()
+            self._http.should_exit = True
+            await http
+
+    async def _start(self) -> None:
+        host, port = self._listener.getsockname()[:2]
+        logger.info("listening on http://%s:%d, engines are starting", host, port)
+        starting = asyncio.create_task(self._front.start())
+        try:
+            # SGLang's serving classes take seconds to import; the engines start meanwhile.
+            openai = await asyncio.to_thread(self._make_openai)
+        except BaseException:
+            starting.cancel()
+            raise
+        await starting
+        self._front.openai = openai
+        logger.info("%s: serving %s", self._front.service.status, openai.model)
+
+    def _make_openai(self):  # type: ignore[no-untyped-def]
+        from pd_eagle.openai_api import OpenAIApi
+
+        return OpenAIApi(self._front.service, self._front.deployment.front_args())
+
+    async def _stop(self, starting: asyncio.Task[None]) -> int:
+        starting.cancel()
+        logger.info("stopping: running requests have %g s", self._settings.drain_timeout_s)
+        draining = asyncio.create_task(self._front.stop(self._settings.drain_timeout_s))
+        second_signal = asyncio.create_task(self._signals.get())
+        await asyncio.wait({draining, second_signal}, return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            logger.warning("second signal: stopping at once")
+            draining.cancel()
+            await self._front.stop(0.0)
+            return EXIT_CUT_OFF
+        second_signal.cancel()
+        return EXIT_OK if await draining else EXIT_CUT_OFF
+
+
+class _QuietServer(uvicorn.Server):
+    """uvicorn without its signal handlers: draining is the front's to decide."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
