@@ -153,7 +153,7 @@ class Settings:
         10,
     )
     speculative_token_map: str | None = _setting(
-        forms.PATH, "The draft's small vocabulary: JSON list of token ids, or SGLang's .pt file."
+        forms.FILE, "The draft's small vocabulary: JSON list of token ids, or SGLang's .pt file."
     )
     speculative_attention_mode: str = _setting(
         forms.one_of("prefill", "decode"), "Attention kernels that verify the draft.", "prefill"
@@ -178,7 +178,7 @@ class Settings:
         forms.whole(0), "Further pairs to try when a worker fails a request.", 3
     )
     resume: bool = _setting(
-        forms.FLAG, "Go on on another pair when a decode worker dies in mid-answer.", True
+        forms.FLAG, "Continue on another pair when a decode worker dies in mid-answer.", True
     )
 
     engine_args: Mapping[str, Any] = _setting(

@@ -154,15 +154,16 @@ def build(
     *,
     model_path: str,
     draft_path: str | None,
-    transfer: str,
+    transfer: str | None,
     bootstrap_port: int | None,
     shape: ModelShape,
     token_map: str | None = None,
 ) -> dict[str, Any]:
     """Return the keyword arguments of sglang.Engine for `worker`.
 
-    `token_map` is SGLang's .pt file; unset, the user's own path is passed. Raises SettingsError
-    when the user's own engine arguments touch what the plan depends on.
+    `transfer` may be None for a unified worker alone. `token_map` is SGLang's .pt file; unset, the
+    user's own path is passed. Raises SettingsError when the user's own engine arguments touch what
+    the plan depends on.
     """
     check(settings)
     arguments: dict[str, Any] = {
@@ -179,6 +180,8 @@ def build(
     else:
         arguments |= {"device": "cuda", "base_gpu_id": worker.devices[0]}
     if worker.role != "unified":
+        if transfer is None:
+            raise ValueError(f"{worker.name}: a prefill or decode engine needs a transfer")
         arguments |= _pd(settings, worker, transfer, bootstrap_port, plan.kind)
     if settings.speculative_algorithm:
         arguments |= _speculative(settings, draft_path, token_map)

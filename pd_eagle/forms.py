@@ -31,9 +31,12 @@ def _text(value: object) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(value)
     text = os.fspath(value)
-    if not isinstance(text, str) or not text.strip() or not text.isprintable():
+    if not isinstance(text, str):
+        raise TypeError(text)
+    text = text.strip()  # a secret read from a file ends in a newline
+    if not text or not text.isprintable():
         raise ValueError(text)
-    return text.strip()
+    return text
 
 
 def _flag(value: object) -> bool:
@@ -67,6 +70,7 @@ def _interfaces(value: object) -> str:
 
 TEXT = Form("some text", _text)
 PATH = Form("a path or a Hugging Face name", _text)
+FILE = Form("the path of a file", _text)
 FLAG = Form("true or false", _flag)
 OBJECT = Form("a JSON object", _object)
 # SGLang 0.5.23, srt/arg_groups/fields/disagg.py, disaggregation_ib_device.
