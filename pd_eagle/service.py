@@ -7,6 +7,7 @@ SGLang's dictionaries.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -165,11 +166,12 @@ class Service:
         Returns False if requests were cut off.
         """
         self.status = "draining"
-        try:
-            await asyncio.wait_for(self._idle.wait(), drain_timeout_s)
-        except TimeoutError:
-            logger.warning("%d requests are cut off", self.inflight)
+        if self.inflight:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), drain_timeout_s)
         drained = self.inflight == 0
+        if not drained:
+            logger.warning("%d requests are cut off", self.inflight)
         await self._supervisor.stop()
         return drained
 

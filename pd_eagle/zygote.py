@@ -19,6 +19,7 @@ import socket
 import struct
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,18 @@ def why_not_fork() -> str | None:
     return None
 
 
+def _import(modules: Sequence[str]) -> None:
+    # On a CPU SGLang warns of everything that needs CUDA, thirty lines that help nobody.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            for module in modules:
+                importlib.import_module(module)
+        finally:
+            logging.disable(logging.NOTSET)
+
+
 # --- the zygote's own side
 
 
@@ -77,8 +90,7 @@ def run(requests: socket.socket, answers: socket.socket, modules: Sequence[str])
     """Be the zygote until `requests` hangs up; never returns."""
     os.setsid()  # a signal to the front's terminal group is the front's to handle
     _adopt_orphans()
-    for module in modules:
-        importlib.import_module(module)
+    _import(modules)
     _Zygote(requests, answers).serve()
     os._exit(0)
 
@@ -185,8 +197,7 @@ def fork_from_here(modules: Sequence[str] = SGLANG_MODULES) -> ZygoteProcess:
 
     Only for a process in which nothing runs yet. Raises `StartFailed` where a fork is not safe.
     """
-    for module in modules:
-        importlib.import_module(module)
+    _import(modules)
     if reason := why_not_fork():
         raise StartFailed(f"the zygote cannot be forked from this process: {reason}")
     requests, child_requests = socket.socketpair()
