@@ -79,8 +79,8 @@ class PDEngine:
         """Generate as `sglang.Engine.generate` does: a dictionary, or a list for several prompts.
 
         `messages` (a chat, or a list of chats) takes the place of `prompt`; `options` are the
-        further arguments of `sglang.Engine.generate`. With `stream`, an iterator of results so far. Raises
-        `PdEagleError`.
+        further arguments of `sglang.Engine.generate`. With `stream`, an iterator of results
+        so far. Raises `PdEagleError`.
         """
         obj = self._input(prompt, sampling_params, input_ids, messages, stream, options)
         if stream:
