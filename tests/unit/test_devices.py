@@ -1,0 +1,240 @@
+"""Devices: what NVML says, what CUDA_VISIBLE_DEVICES makes of it, and --gpus."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pd_eagle.devices import Device, Inventory, discover, parse_gpus
+from pd_eagle.errors import PlanRefused, SettingsError
+
+GIB = 2**30
+
+
+class Failure(Exception):
+    """What the scripted NVML raises."""
+
+
+@dataclass(frozen=True)
+class Card:
+    name: str = "NVIDIA H100 80GB HBM3"
+    uuid: str = "GPU-0"
+    memory_bytes: int = 80 * GIB
+    mig: bool | None = False  # None: the card has no MIG
+
+
+class ScriptedNvml:
+    """pynvml as far as it is used, over the given cards."""
+
+    NVMLError = Failure
+
+    def __init__(self, *cards: Card, init: str = "", count: str = "") -> None:
+        self._cards, self._init, self._count = cards, init, count
+        self.open = 0
+
+    def nvmlInit(self) -> None:
+        if self._init:
+            raise Failure(self._init)
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:
+        self.open -= 1
+
+    def nvmlDeviceGetCount(self) -> int:
+        if self._count:
+            raise Failure(self._count)
+        return len(self._cards)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Card:
+        return self._cards[index]
+
+    def nvmlDeviceGetName(self, handle: Card) -> bytes:
+        return handle.name.encode()  # old releases of pynvml return bytes
+
+    def nvmlDeviceGetUUID(self, handle: Card) -> str:
+        return handle.uuid
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Card) -> Any:
+        return SimpleNamespace(total=handle.memory_bytes)
+
+    def nvmlDeviceGetMigMode(self, handle: Card) -> list[int]:
+        if handle.mig is None:
+            raise Failure("Not Supported")
+        return [int(handle.mig), 0]
+
+
+def host(*uuids: str, name: str = "NVIDIA H100 80GB HBM3") -> ScriptedNvml:
+    return ScriptedNvml(*(Card(name, uuid) for uuid in uuids))
+
+
+FOUR = ("GPU-aa11", "GPU-aa22", "GPU-bb33", "GPU-cc44")
+
+
+def uuids(inventory: Inventory) -> list[str]:
+    return [device.uuid for device in inventory.devices]
+
+
+def test_all_gpus_are_numbered_from_zero() -> None:
+    nvml = ScriptedNvml(Card(uuid="GPU-a", mig=None), Card(uuid="GPU-b"))
+    found = discover("auto", None, nvml)
+    assert found == Inventory(
+        "cuda",
+        (
+            Device(0, "NVIDIA H100 80GB HBM3", "GPU-a", 80 * GIB),
+            Device(1, "NVIDIA H100 80GB HBM3", "GPU-b", 80 * GIB),
+        ),
+        "2 GPUs by NVML",
+    )
+    assert nvml.open == 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, list(FOUR)),
+        ("0,1,2,3", list(FOUR)),
+        ("2", ["GPU-bb33"]),
+        ("3,0", ["GPU-cc44", "GPU-aa11"]),
+        (" 1 , 2 ", ["GPU-aa22", "GPU-bb33"]),
+        ("GPU-cc44,GPU-aa11", ["GPU-cc44", "GPU-aa11"]),
+        ("GPU-b", ["GPU-bb33"]),
+        ("GPU-aa2,0", ["GPU-aa22", "GPU-aa11"]),
+        # CUDA stops at the first that it does not know.
+        ("0,1,-1,2", ["GPU-aa11", "GPU-aa22"]),
+        ("1,7,2", ["GPU-aa22"]),
+        ("0,GPU-aa,1", ["GPU-aa11"]),
+        ("0,GPU-dd,1", ["GPU-aa11"]),
+        ("1,x", ["GPU-aa22"]),
+        ("2,,1", ["GPU-bb33"]),
+    ],
+)
+def test_visible_devices_as_cuda_reads_them(visible: str | None, expected: list[str]) -> None:
+    found = discover("auto", visible, host(*FOUR))
+    assert uuids(found) == expected
+    assert [device.index for device in found.devices] == list(range(len(expected)))
+
+
+def test_hidden_gpus_are_mentioned() -> None:
+    assert (
+        discover("auto", "2", host(*FOUR)).reason
+        == "1 GPU by NVML, 3 more hidden by CUDA_VISIBLE_DEVICES"
+    )
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "9", "NoDevFiles", "GPU-aa", "gpu-aa11"])
+def test_hiding_every_gpu_leaves_the_cpu(visible: str) -> None:
+    found = discover("auto", visible, host(*FOUR))
+    assert found == Inventory("cpu", (), f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU")
+
+
+@pytest.mark.parametrize(
+    ("nvml", "reason"),
+    [
+        (
+            ScriptedNvml(init="NVML Shared Library Not Found"),
+            "no NVIDIA driver answers (NVML: NVML Shared Library Not Found)",
+        ),
+        (
+            ScriptedNvml(init="Driver Not Loaded"),
+            "no NVIDIA driver answers (NVML: Driver Not Loaded)",
+        ),
+        (ScriptedNvml(count="GPU is lost"), "the NVIDIA driver fails (NVML: GPU is lost)"),
+        (ScriptedNvml(), "NVML finds no GPU"),
+    ],
+)
+def test_no_gpu_is_the_cpu_or_a_refusal(nvml: ScriptedNvml, reason: str) -> None:
+    assert discover("auto", None, nvml) == Inventory("cpu", (), reason)
+    with pytest.raises(PlanRefused) as caught:
+        discover("cuda", None, nvml)
+    assert caught.value.message == (
+        f"DEVICE='cuda': {reason}; wanted a visible NVIDIA GPU, or DEVICE=cpu"
+    )
+    assert nvml.open == 0
+
+
+def test_without_nvidia_ml_py_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert discover("auto", None) == Inventory("cpu", (), "nvidia-ml-py is not installed")
+
+
+def test_the_cpu_when_asked_for_looks_at_no_gpu() -> None:
+    nvml = ScriptedNvml(init="must not be asked")
+    assert discover("cpu", None, nvml) == Inventory("cpu", (), "DEVICE=cpu")
+
+
+def test_a_gpu_split_by_mig_is_refused_unless_hidden() -> None:
+    nvml = ScriptedNvml(Card(uuid="GPU-a"), Card(uuid="GPU-b", mig=True))
+    with pytest.raises(PlanRefused, match=r"\(GPU-b\) is split by MIG.*nvidia-smi -mig 0"):
+        discover("auto", None, nvml)
+    assert uuids(discover("auto", "0", nvml)) == ["GPU-a"]
+
+
+def test_a_mig_slice_by_name_is_refused() -> None:
+    with pytest.raises(PlanRefused, match=r"CUDA_VISIBLE_DEVICES='MIG-1f' names the MIG slice"):
+        discover("auto", "MIG-1f", host("GPU-a"))
+
+
+def test_a_gpu_named_twice_is_refused() -> None:
+    with pytest.raises(PlanRefused, match=r"CUDA_VISIBLE_DEVICES='0,GPU-a' names GPU-a twice"):
+        discover("auto", "0,GPU-a", host("GPU-a", "GPU-b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "h100"),
+    [
+        ("NVIDIA H100 80GB HBM3", True),
+        ("NVIDIA H100 PCIe", True),
+        ("NVIDIA H100 NVL", True),
+        ("NVIDIA H200", False),
+        ("NVIDIA GH200 480GB", False),
+        ("NVIDIA A100-SXM4-80GB", False),
+        ("NVIDIA H1000", False),
+    ],
+)
+def test_an_h100_is_known_by_its_name(name: str, h100: bool) -> None:
+    assert Device(0, name, "GPU-0", 80 * GIB).is_h100 is h100
+
+
+def test_gpus_that_differ_are_noted_and_counted() -> None:
+    found = discover("auto", None, ScriptedNvml(Card("A", "GPU-a"), Card("B", "GPU-b")))
+    assert str(found) == "1 × A, 1 × B"
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in found.notes[0]
+    assert discover("auto", None, host("GPU-a", "GPU-b")).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("8xH100", "8 × NVIDIA H100"),
+        ("8Xh100", "8 × NVIDIA H100"),
+        ("2xH100, 2xA100", "2 × NVIDIA H100, 2 × NVIDIA A100"),
+        ("H200", "1 × NVIDIA H200"),
+        ("1xA100-40GB", "1 × NVIDIA A100 40GB"),
+        ("cpu", "the CPU"),
+        ("0", "the CPU"),
+    ],
+)
+def test_gpus_by_description(text: str, shown: str) -> None:
+    found = parse_gpus(text)
+    assert str(found) == shown
+    assert [device.index for device in found.devices] == list(range(len(found.devices)))
+    assert len({device.uuid for device in found.devices}) == len(found.devices)
+
+
+def test_described_gpus_have_the_memory_that_such_cards_show() -> None:
+    (h100,) = parse_gpus("H100").devices
+    (h200,) = parse_gpus("H200").devices
+    assert (h100.total_memory_bytes, h200.total_memory_bytes) == (81559 << 20, 143771 << 20)
+    assert h100.is_h100
+    assert not h200.is_h100
+
+
+@pytest.mark.parametrize("text", ["", "8", "8xQ100", "0xH100", "xH100", "8xH100,", "-1xH100"])
+def test_a_description_of_no_gpu_is_an_error(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_gpus(text)
+    assert caught.value.message.startswith(f"--gpus {text!r}: wanted e.g. 8xH100, with one of B300")
