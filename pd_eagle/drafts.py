@@ -98,7 +98,7 @@ def check_token_map(path: str, vocab_size: int) -> None:
     if zipfile.is_zipfile(file):
         return  # torch.save has written zip files since 1.6
     try:
-        ids = json.loads(file.read_text())
+        ids = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{_MAP_VARIABLE}={path!r}: {error}; {_WANTED_MAP}") from error
     problem = _wrong_ids(ids, vocab_size)

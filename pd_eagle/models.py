@@ -60,7 +60,7 @@ def load_shape(
 
 def _config(path: Path, name: str, variable: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{variable}={name!r}: {error}; {_WANTED}") from error
     if not isinstance(found, dict):
@@ -70,7 +70,7 @@ def _config(path: Path, name: str, variable: str) -> dict[str, Any]:
 
 def _on_disk(folder: Path) -> int | None:
     for index in sorted(folder.glob("*.index.json")):
-        size = json.loads(index.read_text()).get("metadata", {}).get("total_size")
+        size = json.loads(index.read_text(encoding="utf-8")).get("metadata", {}).get("total_size")
         if size:
             return int(size)
     for pattern in ("*.safetensors", "*.bin"):
