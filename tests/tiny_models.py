@@ -37,7 +37,8 @@ def tiny_model(
 ) -> Path:
     """Write a random model and its tokenizer to `path`; return `path`.
 
-    The weights are large enough for greedy answers to wander instead of repeating one token.
+    The weights are such that greedy answers wander instead of repeating themselves, that the
+    choice is clear, and that it hangs mostly on the last tokens, so that a draft can learn it.
     """
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -49,12 +50,16 @@ def tiny_model(
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         max_position_embeddings=context,
-        initializer_range=0.2,
+        initializer_range=0.1,
         bos_token_id=0,
         eos_token_id=0,
         tie_word_embeddings=False,
     )
-    LlamaForCausalLM(config).to(dtype).save_pretrained(path)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(8)
+        model.lm_head.weight.mul_(4)
+    model.to(dtype).save_pretrained(path)
     _tokenizer(vocab).save_pretrained(path)
     return path
 
@@ -72,7 +77,7 @@ def tiny_draft(
     path: Path,
     target: Path,
     *,
-    steps: int = 300,
+    steps: int = 200,
     sequences: int = 192,
     length: int = 48,
     seed: int = 1,

@@ -46,28 +46,24 @@ def verify_sampling(
     choices = target_probs.gather(
         2, candidates.unsqueeze(1).expand(-1, candidates.shape[1], -1).long()
     )
-    rows = target_probs.new_empty(len(candidates), target_probs.shape[2])
-    last = []
-    for request in range(len(candidates)):
-        choose = _drawn(
-            choices[request].tolist(),
-            uniform_samples[request].tolist(),
-            threshold_single,
-            threshold_acc,
-        )
-        path, refused = walk(
-            retrive_next_token[request].tolist(),
-            retrive_next_sibling[request].tolist(),
-            accept_index.shape[1],
-            choose,
-        )
-        rows[request] = _rest(target_probs[request, path[-1]], candidates[request, refused])
+    trees = zip(
+        choices.tolist(),
+        uniform_samples.tolist(),
+        retrive_next_token.tolist(),
+        retrive_next_sibling.tolist(),
+        strict=True,
+    )
+    rests, last = target_probs.new_empty(len(candidates), target_probs.shape[2]), []
+    for request, (chances, coins, first, following) in enumerate(trees):
+        choose = _drawn(chances, coins, threshold_single, threshold_acc)
+        path, refused = walk(first, following, accept_index.shape[1], choose)
+        rests[request] = _rest(target_probs[request, path[-1]], candidates[request, refused])
         nodes = retrive_index[request, path]
         predicts[nodes[:-1]] = candidates[request, path[1:]].to(predicts.dtype)
         accept_index[request, : len(path)] = nodes.to(accept_index.dtype)
         accept_token_num[request] = len(path) - 1
         last.append(int(nodes[-1]))
-    predicts[last] = draw(rows, uniform_samples_for_final_sampling).to(predicts.dtype)
+    predicts[last] = draw(rests, uniform_samples_for_final_sampling).to(predicts.dtype)
 
 
 def draw(weights: Tensor, coins: Tensor) -> Tensor:
@@ -77,11 +73,10 @@ def draw(weights: Tensor, coins: Tensor) -> Tensor:
     float32 loses small weights among tens of thousands.
     """
     heaped = weights.double().cumsum(1)
-    goal = coins.double().unsqueeze(1) * heaped[:, -1:]
-    drawn = torch.searchsorted(heaped, goal, right=True).squeeze(1)
+    total = heaped[:, -1:].contiguous()
+    drawn = torch.searchsorted(heaped, coins.double().unsqueeze(1) * total, right=True)
     # Rounding can put the goal on the very top of the heap.
-    top = torch.searchsorted(heaped, heaped[:, -1:]).squeeze(1)
-    return torch.minimum(drawn, top)
+    return torch.minimum(drawn, torch.searchsorted(heaped, total)).squeeze(1)
 
 
 def top_k_renorm(probs: Tensor, top_ks: Tensor) -> Tensor:
@@ -121,13 +116,13 @@ def _only_top(probs: Tensor, k: int) -> Tensor:
 
 
 def _drawn(
-    choices: list[list[float]], coins: list[float], threshold_single: float, threshold_acc: float
+    chances: list[list[float]], coins: list[float], threshold_single: float, threshold_acc: float
 ) -> Callable[[int, list[int]], int | None]:
     def choose(node: int, children: list[int]) -> int | None:
         heaped = 0.0
         for child in children:
-            heaped += choices[node][child]
-            if coins[node] < heaped / threshold_acc or choices[node][child] >= threshold_single:
+            heaped += chances[node][child]
+            if coins[node] < heaped / threshold_acc or chances[node][child] >= threshold_single:
                 return child
         return None
 

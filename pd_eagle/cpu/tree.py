@@ -40,7 +40,9 @@ def build_tree(
     start, `positions` the depth of each node after its request's length.
     """
     if tree_mask_mode.name != "QLEN_ONLY":
-        raise NotImplementedError(f"the CPU platform writes nodes x nodes, not {tree_mask_mode}")
+        raise NotImplementedError(
+            f"the CPU platform writes nodes x nodes, not {tree_mask_mode.name}"
+        )
     requests, nodes = len(seq_lens), num_verify_tokens
     parents = parents_of(parent_list, top_scores_index, topk)
     ancestry = ancestry_of(parents, spec_steps)
