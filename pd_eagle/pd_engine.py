@@ -48,11 +48,13 @@ class PDEngine:
         """
         deployment = deployments.decide(Settings.from_kwargs(**settings), os.environ)
         self.plan: Plan = deployment.plan
-        # This process may have threads: the zygote is a Python of its own.
-        forked = zygote.spawn(deployment.environment) if check_forked_engines(deployment) else None
+        front_args = deployment.front_args()
+        forked = None
+        if check_forked_engines(deployment):
+            # This process may have threads: the zygote is a Python of its own.
+            forked = zygote.spawn(deployment.environment, front_args)
         self._loop = _LoopThread()
         try:
-            front_args = deployment.front_args()
             self._front: Front = self._loop.call(_make_front(deployment, forked))
             starting = self._loop.submit(self._front.start())
             tokenizer = load_tokenizer(front_args)

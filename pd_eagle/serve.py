@@ -93,7 +93,9 @@ def _fork_zygote(deployment: Deployment) -> ZygoteProcess | None:
     """Import SGLang here and fork the zygote, so that the imports are paid once in all."""
     os.environ.update(deployment.environment)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    return zygote.fork_from_here() if check_forked_engines(deployment) else None
+    if not check_forked_engines(deployment):
+        return None
+    return zygote.fork_from_here(deployment.front_args())
 
 
 class _Server:

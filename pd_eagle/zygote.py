@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import importlib
+import json
 import logging
 import os
 import select
@@ -21,19 +23,21 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pd_eagle.channel import Channel
-from pd_eagle.engine import SGLANG_MODULES
 from pd_eagle.errors import StartFailed
 from pd_eagle.launch import Ends, WorkerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
+
+#: The step that makes a zygote for SGLang engines; its argument is their engine arguments.
+PRELOAD = "pd_eagle.engine:preload"
 
 
 class Imported(msgspec.Struct, frozen=True, tag="imported"):
@@ -71,14 +75,17 @@ def why_not_fork() -> str | None:
     return None
 
 
-def _import(modules: Sequence[str]) -> None:
-    # On a CPU SGLang warns of everything that needs CUDA, thirty lines that help nobody.
+def _prepare(step: str, argument: Any) -> None:
+    """Call the function that `step` names as "module:function" with `argument`.
+
+    On a CPU SGLang warns of everything that needs CUDA, thirty lines that help nobody.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            for module in modules:
-                importlib.import_module(module)
+            module, _, name = step.partition(":")
+            getattr(importlib.import_module(module), name)(argument)
         finally:
             logging.disable(logging.NOTSET)
 
@@ -86,11 +93,10 @@ def _import(modules: Sequence[str]) -> None:
 # --- the zygote's own side
 
 
-def run(requests: socket.socket, answers: socket.socket, modules: Sequence[str]) -> None:
+def run(requests: socket.socket, answers: socket.socket) -> None:
     """Be the zygote until `requests` hangs up; never returns."""
     os.setsid()  # a signal to the front's terminal group is the front's to handle
     _adopt_orphans()
-    _import(modules)
     _Zygote(requests, answers).serve()
     os._exit(0)
 
@@ -115,6 +121,9 @@ class _Zygote:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
+        # What is here stays: a worker's collector must not walk it, which would copy every page.
+        gc.collect()
+        gc.freeze()
         self._answer(Imported(why_not_fork()))
         poll = select.poll()
         poll.register(self._requests, select.POLLIN)
@@ -192,12 +201,12 @@ class ZygoteProcess:
     answers: socket.socket
 
 
-def fork_from_here(modules: Sequence[str] = SGLANG_MODULES) -> ZygoteProcess:
-    """Import `modules` here, then fork the zygote: the imports are paid once in all.
+def fork_from_here(argument: Any, step: str = PRELOAD) -> ZygoteProcess:
+    """Do `step` with `argument` here, then fork the zygote: what it loads is paid once in all.
 
     Only for a process in which nothing runs yet. Raises `StartFailed` where a fork is not safe.
     """
-    _import(modules)
+    _prepare(step, argument)
     if reason := why_not_fork():
         raise StartFailed(f"the zygote cannot be forked from this process: {reason}")
     requests, child_requests = socket.socketpair()
@@ -206,19 +215,22 @@ def fork_from_here(modules: Sequence[str] = SGLANG_MODULES) -> ZygoteProcess:
     if pid == 0:
         requests.close()
         answers.close()
-        run(child_requests, child_answers, modules)
+        run(child_requests, child_answers)
     child_requests.close()
     child_answers.close()
     return ZygoteProcess(pid, requests, answers)
 
 
-def spawn(environment: Mapping[str, str], modules: Sequence[str] = SGLANG_MODULES) -> ZygoteProcess:
-    """Start a zygote as a new Python with `environment`; for a process that has threads."""
+def spawn(environment: Mapping[str, str], argument: Any, step: str = PRELOAD) -> ZygoteProcess:
+    """Start a zygote as a new Python with `environment`; for a process that has threads.
+
+    It does `step` with `argument`, which must be JSON, before it says that it is ready.
+    """
     requests, child_requests = socket.socketpair()
     answers, child_answers = socket.socketpair()
     fds = [child_requests.fileno(), child_answers.fileno()]
     child = subprocess.Popen(
-        [sys.executable, "-m", "pd_eagle.zygote", *map(str, fds), *modules],
+        [sys.executable, "-m", "pd_eagle.zygote", *map(str, fds), step, json.dumps(argument)],
         env=dict(environment),
         pass_fds=fds,
         stdin=subprocess.DEVNULL,
@@ -297,9 +309,10 @@ class ZygoteLauncher:
 
 
 def main(argv: list[str]) -> None:
-    """Run a spawned zygote: `python -m pd_eagle.zygote REQUESTS_FD ANSWERS_FD MODULE…`."""
-    requests_fd, answers_fd, *modules = argv
-    run(socket.socket(fileno=int(requests_fd)), socket.socket(fileno=int(answers_fd)), modules)
+    """Run a spawned zygote: `python -m pd_eagle.zygote REQUESTS_FD ANSWERS_FD STEP ARGUMENT`."""
+    requests_fd, answers_fd, step, argument = argv
+    _prepare(step, json.loads(argument))
+    run(socket.socket(fileno=int(requests_fd)), socket.socket(fileno=int(answers_fd)))
 
 
 if __name__ == "__main__":
