@@ -15,7 +15,7 @@ import json
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 STAGES = ("prompts", "answers", "train", "evaluate", "export")
 TREES = (Tree(1, 1, 2), Tree(2, 1, 3), Tree(3, 1, 4), Tree(2, 6, 10), Tree(3, 4, 16))
-SHARD = 8192
-"""Prompts answered between two saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,9 @@ def make_prompts(run: Run) -> None:
         return
     collector = prompts.Collector(run.chat, a.held_out_per_mille, a.seed)
     progress = Progress("prompts", max(1, a.magpie))
-    written = prompts.magpie(run.target, run.chat, a.magpie, a.seed, a.batch, progress)
+    written = prompts.magpie(
+        run.target, run.chat, a.magpie, a.seed, a.batch, a.cache_tokens, progress
+    )
     for kind, texts in (
         ("magpie", written),
         ("templated", prompts.templated(a.templated, a.seed)),
@@ -94,15 +94,15 @@ def make_answers(run: Run) -> None:
     a = run.args
     (run.work / "answers").mkdir(exist_ok=True)
     todo = corpus.load(run.work / "prompts.npz")
-    how = answers.Answering(a.max_new, a.max_length, a.batch, a.greedy_share)
+    how = answers.Answering(a.max_new, a.max_length, a.batch, a.cache_tokens, a.greedy_share)
     if not run.held_out.exists():
-        greedy = answers.Answering(a.max_new, a.max_length, a.batch, 1.0)
+        greedy = replace(how, greedy_share=1.0)
         held_out = corpus.load(run.work / "held_out_prompts.npz")
         corpus.save(answers.answer(run.target, run.chat, held_out, greedy, a.seed), run.held_out)
     progress = Progress("answers", len(todo))
     tokens = 0
-    for start in range(0, len(todo), SHARD):
-        path, part = run.work / "answers" / f"{start:07}.npz", todo[start : start + SHARD]
+    for start in range(0, len(todo), a.shard):
+        path, part = run.work / "answers" / f"{start:07}.npz", todo[start : start + a.shard]
         if not path.exists():
             seed = a.seed + 1000 * (1 + start)
             done = answers.answer(run.target, run.chat, part, how, seed)
@@ -232,14 +232,17 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     p.add_argument("--device", default="cuda" if cuda else "cpu")
     p.add_argument("--dtype", default="bfloat16" if cuda else "float32")
     p.add_argument("--seed", type=int, default=20240115)
-    p.add_argument("--batch", type=int, default=2048 if cuda else 32, help="rows generated at once")
+    p.add_argument("--batch", type=int, default=16_384 if cuda else 32, help="rows at once")
+    places = 3_500_000 if cuda else 1 << 16
+    p.add_argument("--cache-tokens", type=int, default=places, help="23 kB each for SmolLM2-135M")
+    p.add_argument("--shard", type=int, default=49_152 if cuda else 256, help="prompts a save")
     data = p.add_argument_group("data")
     data.add_argument("--magpie", type=int, default=100_000, help="user turns to sample")
     data.add_argument("--templated", type=int, default=50_000)
     data.add_argument("--raw", type=int, default=20_000)
     data.add_argument("--held-out-per-mille", type=int, default=10)
     data.add_argument("--held-out-max", type=int, default=400)
-    data.add_argument("--max-new", type=int, default=384, help="tokens of one answer")
+    data.add_argument("--max-new", type=int, default=256, help="tokens of one answer")
     data.add_argument("--max-length", type=int, default=1024, help="tokens of a conversation")
     data.add_argument("--greedy-share", type=float, default=0.7)
     fit = p.add_argument_group("training")

@@ -26,6 +26,7 @@ class Answering:
     max_new: int
     max_length: int
     batch: int
+    cache_tokens: int
     greedy_share: float
     """Share of conversations answered at temperature 0; the others at 0.7 or 1.0."""
 
@@ -63,7 +64,7 @@ def _answer_rows(
     how: Answering,
     seed: int,
 ) -> None:
-    decoding = Decoding(chat.end_id, how.max_new, batch=how.batch)
+    decoding = Decoding(chat.end_id, how.max_new, 0.0, how.batch, how.cache_tokens)
     prompts = [talks[i].ids.tolist() for i in rows]
     for i, new in zip(
         rows, generate(target, prompts, [heat[i] for i in rows], decoding, seed), strict=True
@@ -83,7 +84,7 @@ def _ask_rows(
     """Append the user's next turn: half of them stock phrases, half written by the target."""
     for i in rows:
         talks[i] = _appended(talks[i], chat.next_user, answer=False)
-    decoding = Decoding(chat.end_id, max_new=48, min_p=0.05, batch=how.batch)
+    decoding = Decoding(chat.end_id, 48, 0.05, how.batch, how.cache_tokens)
     prompts = [talks[i].ids.tolist() for i in rows]
     written = generate(target, prompts, [1.0] * len(rows), decoding, seed)
     for i, own in zip(rows, written, strict=True):

@@ -22,6 +22,8 @@ LOOK_EVERY = 16
 """Steps between two looks at who is done: a look makes the host wait for the device."""
 KEEP_ABOVE = 0.75
 """Compact when fewer than this share of the rows is alive."""
+PREFILL_TOKENS = 1 << 18
+"""Prompt tokens that go through the model at once."""
 ROUND_TO = 64
 """Attention reads the cache up to a multiple of this, for few different kernel shapes."""
 
@@ -35,6 +37,9 @@ class Decoding:
     min_p: float = 0.0
     """Drop tokens less likely than this share of the likeliest (Nguyen et al. 2024, 2407.01082)."""
     batch: int = 32
+    """Most rows at once."""
+    cache_tokens: int = 1 << 16
+    """Most places in the cache, rows times their longest possible length."""
 
 
 @dataclass(slots=True)
@@ -64,7 +69,7 @@ def generate(
     noise = torch.Generator(target.device).manual_seed(seed)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
-    for chunk in _chunks(order, decoding.batch):
+    for chunk in _chunks(order, [len(prompt) for prompt in prompts], decoding):
         rows = [prompts[i] for i in chunk]
         new = _run_wave(target, rows, [temperatures[i] for i in chunk], decoding, noise)
         for i, answer in zip(chunk, new, strict=True):
@@ -72,9 +77,17 @@ def generate(
     return answers
 
 
-def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _chunks(order: list[int], lengths: list[int], decoding: Decoding) -> Iterator[list[int]]:
+    """Yield waves of indices that fit; ``order`` is by length, so the last is the longest."""
+    wave: list[int] = []
+    for index in order:
+        fits = (len(wave) + 1) * (lengths[index] + decoding.max_new) <= decoding.cache_tokens
+        if wave and (len(wave) == decoding.batch or not fits):
+            yield wave
+            wave = []
+        wave.append(index)
+    if wave:
+        yield wave
 
 
 def _cut(answer: list[int], stop_id: int) -> list[int]:
@@ -119,22 +132,36 @@ def _prefill(
 ) -> _Wave:
     device, s = target.device, target.shape
     lengths = torch.tensor([len(row) for row in rows], device=device)
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    ids = ids.to(device)
     size = (len(rows), s.kv_heads, wave_end(rows, decoding.max_new), s.head_dim)
     keys = [torch.zeros(size, device=device, dtype=target.embed.dtype) for _ in range(s.layers)]
     values = [torch.zeros_like(k) for k in keys]
+    block = max(1, PREFILL_TOKENS // max(len(row) for row in rows))
+    ends = [
+        _read(target, rows[start : start + block], start, keys, values)
+        for start in range(0, len(rows), block)
+    ]
+    heat = torch.tensor(temperatures, device=device)
+    first = _pick(target.logits(torch.cat(ends)), heat, decoding.min_p, noise)
+    everyone = torch.arange(len(rows), device=device)
+    return _Wave(keys, values, lengths, heat, everyone, first, first == decoding.stop_id)
+
+
+def _read(
+    target: Target, rows: list[Sequence[int]], start: int, keys: list[Tensor], values: list[Tensor]
+) -> Tensor:
+    """Fill the cache of the rows from ``start`` on; return the state of each row's last token."""
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    ids = ids.to(target.device)
+    part = slice(start, start + len(rows))
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys[layer][:, :, : k.shape[2]] = k
-        values[layer][:, :, : v.shape[2]] = v
+        keys[layer][part, :, : k.shape[2]] = k
+        values[layer][part, :, : v.shape[2]] = v
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
-    hidden = target.hidden(ids, torch.arange(ids.shape[1], device=device)[None], attend)
-    everyone = torch.arange(len(rows), device=device)
-    heat = torch.tensor(temperatures, device=device)
-    first = _pick(target.logits(hidden[everyone, lengths - 1]), heat, decoding.min_p, noise)
-    return _Wave(keys, values, lengths, heat, everyone, first, first == decoding.stop_id)
+    hidden = target.hidden(ids, torch.arange(ids.shape[1], device=ids.device)[None], attend)
+    last = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
+    return hidden[torch.arange(len(rows), device=ids.device), last]
 
 
 def _decode(

@@ -92,13 +92,13 @@ class _Divergence(torch.autograd.Function):  # type: ignore[misc]  # torch is un
             negative_entropy = torch.einsum("nv,nv->n", teacher, own)
             del own
             for j, weight in enumerate(weights[:, part]):
-                logits = (guesses[j, part].to(head.dtype) @ head.T).float()
-                cross = torch.einsum("nv,nv->n", teacher, logits)
+                logits = guesses[j, part].to(head.dtype) @ head.T
+                own = logits.log_softmax(dim=-1, dtype=torch.float32)
                 hits[j] += ((logits.argmax(dim=-1) == first) * (weight > 0)).sum()
-                divergence = negative_entropy + logits.logsumexp(dim=-1) - cross
+                divergence = negative_entropy - torch.einsum("nv,nv->n", teacher, own)
                 totals[j] += (divergence * weight).sum()
-                wrong = logits.softmax(dim=-1).sub_(teacher).mul_(weight[:, None])
-                gradient[j, part] = (wrong.to(head.dtype) @ head).float()
+                wrong = own.exp_().sub_(teacher).to(head.dtype)
+                gradient[j, part] = (wrong @ head).float() * weight[:, None]
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(totals, hits)
         return totals.sum(), totals, hits

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from tools.draft.progress import Progress
     from tools.draft.target import Target
 
-ROUND = 8192
-"""Magpie prompts asked for at once."""
-
 
 @dataclass(frozen=True, slots=True)
 class Chat:
@@ -97,13 +94,19 @@ def _filled(template: str, chance: random.Random) -> str:
 
 
 def magpie(
-    target: Target, chat: Chat, count: int, seed: int, batch: int, progress: Progress
+    target: Target,
+    chat: Chat,
+    count: int,
+    seed: int,
+    batch: int,
+    cache_tokens: int,
+    progress: Progress,
 ) -> Iterator[str]:
     """Yield the readable ones of ``count`` user turns that the target writes itself."""
     chance = random.Random(f"magpie {seed}")
-    decoding = Decoding(chat.end_id, max_new=96, min_p=0.02, batch=batch)
-    for start in range(0, count, ROUND):
-        size = min(ROUND, count - start)
+    decoding = Decoding(chat.end_id, max_new=80, min_p=0.02, batch=batch, cache_tokens=cache_tokens)
+    for start in range(0, count, batch):
+        size = min(batch, count - start)
         prefixes = [chat.opening(_system(chat, chance)) for _ in range(size)]
         turns = generate(target, prefixes, [1.0] * size, decoding, seed + start)
         yield from user_texts(chat, turns)
