@@ -24,6 +24,7 @@ class WorkerHealth:
     bootstrap_port: int | None
     restarts: int
     inflight: int
+    served: int
     spec_accept_length: float | None
     last_error: str | None
 
@@ -38,6 +39,7 @@ class WorkerHealth:
             bootstrap_port=worker.bootstrap_port,
             restarts=worker.restarts,
             inflight=worker.inflight,
+            served=worker.served,
             spec_accept_length=worker.load.spec_accept_length if worker.load else None,
             last_error=worker.last_error,
         )

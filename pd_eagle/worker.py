@@ -85,6 +85,7 @@ class Worker:
         self.load: Load | None = None
         self.last_error: str | None = None
         self.restarts = 0
+        self.served = 0
         self.bootstrap_port: int | None = None
         self._on_death = on_death
         self._sinks: dict[str, Callable[[Event], None]] = {}
@@ -276,6 +277,8 @@ class Worker:
     def _deliver(self, event: Event) -> None:
         terminal = isinstance(event, Failed) or event.finished
         sink = self._sinks.pop(event.rid, None) if terminal else self._sinks.get(event.rid)
+        if isinstance(event, Delta) and event.finished:
+            self.served += 1
         if sink is not None:  # else it was aborted and the event crossed the abort
             sink(event)
 
