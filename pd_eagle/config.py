@@ -125,10 +125,11 @@ class Settings:
         forms.whole(1), "TP of a decode worker, by hand.", shown="the plan's"
     )
 
-    disagg_bootstrap_port: int = _setting(
+    disagg_bootstrap_port: int | None = _setting(
         forms.whole(1, 65535),
-        "Bootstrap port of the first prefill worker; the others take the next free ones.",
-        8998,
+        "Bootstrap port of the first prefill worker, which must be free when it is set here;"
+        " the others take the next free ones.",
+        shown=f"{DEFAULT_BOOTSTRAP_PORT}, or the next free one",
     )
     disagg_ib_device: str | None = _setting(
         forms.INTERFACES, "RDMA devices for the KV transfer, e.g. mlx5_0,mlx5_1."

@@ -1,10 +1,12 @@
+# ruff: noqa: T201, ASYNC110 - a notebook prints, and waits as people wait
 """What a notebook's cells do, run as a notebook runs them: in a loop that is already running."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 
-from pd_eagle import PDEngine, PdEagleError
+from pd_eagle import PdEagleError, PDEngine
 
 CHAT = [{"role": "user", "content": "What is the capital of France? Answer briefly."}]
 GREEDY = {"temperature": 0, "max_new_tokens": 12}
@@ -22,7 +24,7 @@ async def cells() -> None:
 
     seen = [chunk["text"] async for chunk in await engine.async_generate("A", GREEDY, stream=True)]
     assert len(seen) >= 2
-    assert all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(seen))
 
     both = engine.generate(["The capital of France is", "The capital of Italy is"], GREEDY)
     assert "Paris" in both[0]["text"]
