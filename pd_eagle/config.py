@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pd_eagle.forms import Form
 
 DEFAULT_MODEL = known_models.DEFAULT
+DEFAULT_BOOTSTRAP_PORT = 8998
 
 # SGLang 0.5.23, srt/disaggregation/utils.py: the metadata buffers that carry the draft's first
 # candidates from prefill to decode have 16 columns.

@@ -7,12 +7,14 @@ later is its owner's to say. It knows nothing of requests.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pd_eagle.config import DEFAULT_BOOTSTRAP_PORT
 from pd_eagle.errors import StartFailed
 from pd_eagle.worker import Worker
 
@@ -58,23 +60,17 @@ class Supervisor:
             self._folder = None
 
 
-def bootstrap_ports(first: int, names: list[str]) -> Mapping[str, int]:
-    """Return a port of its own for each prefill worker: `first`, then the next free ones.
+def bootstrap_ports(asked: int | None, names: list[str]) -> Mapping[str, int]:
+    """Return a port of its own for each prefill worker: `asked` (or 8998), then the next free.
 
-    Raises `StartFailed` when `first` is taken: SGLang would only log it, say ready, and hang.
+    Raises `StartFailed` when `asked` is taken: SGLang would only log it, say ready, and hang.
     """
-    ports: dict[str, int] = {}
-    port = first
-    for name in names:
-        while not _is_free(port):
-            if port == first:
-                raise StartFailed(
-                    f"DISAGG_BOOTSTRAP_PORT={first}: wanted a free port, something listens on it"
-                )
-            port += 1
-        ports[name] = port
-        port += 1
-    return ports
+    if names and asked is not None and not _is_free(asked):
+        raise StartFailed(
+            f"DISAGG_BOOTSTRAP_PORT={asked}: wanted a free port, something listens on it"
+        )
+    free = (port for port in itertools.count(asked or DEFAULT_BOOTSTRAP_PORT) if _is_free(port))
+    return {name: next(free) for name in names}
 
 
 def _is_free(port: int) -> bool:

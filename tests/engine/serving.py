@@ -82,7 +82,7 @@ class ServerProcess:
         except HTTPError as error:
             with error:
                 return error.code, _decoded(error.read())
-        except URLError:
+        except (URLError, ConnectionError):
             return 0, None
 
     def worker(self, name: str) -> dict[str, Any]:
