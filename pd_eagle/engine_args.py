@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pd_eagle.shapes import ModelShape
 
 # The same name as in pd_eagle.cpu, which registers it; a test holds both together.
-CPU_ATTENTION_BACKEND = "torch_native"
+CPU_ATTENTION_BACKEND = "pd_eagle_torch"
 
 # Bytes of KV of one engine on the CPU: 23,000 tokens of the embedded model.
 _CPU_KV_BYTES = 512 * 2**20

@@ -1,0 +1,366 @@
+"""Engine arguments: what each role is told, what the user may add, and whether SGLang takes it.
+
+SGLang's own resolution runs here without a GPU, so these are not checked: which attention backend
+it takes on an H100, the memory fraction and CUDA graph sizes it derives from the card, whether
+RDMA devices exist, and everything that happens when weights are loaded. The GPU tests do that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pd_eagle import cpu, engine_args
+from pd_eagle.config import Settings
+from pd_eagle.devices import Inventory, Kind, parse_gpus
+from pd_eagle.engine_args import build, choose_transfer, environment
+from pd_eagle.errors import SettingsError
+from pd_eagle.known_models import CONFIGS
+from pd_eagle.models import load_shape
+from pd_eagle.placement import Plan, plan
+
+TARGET = load_shape("Qwen/Qwen2.5-7B-Instruct")
+DRAFT = load_shape("leptonai/EAGLE-Qwen2.5-7B-Instruct")
+EMBEDDED = load_shape("HuggingFaceTB/SmolLM2-135M-Instruct")
+CPU = Inventory("cpu", (), "no driver")
+
+
+def told(settings: Settings, found: Plan, name: str, **changes: Any) -> dict[str, Any]:
+    """What the worker `name` is told."""
+    worker = next(worker for worker in found.workers if worker.name == name)
+    given = {
+        "model_path": "target",
+        "draft_path": None,
+        "transfer": "nixl",
+        "bootstrap_port": None,
+        "shape": TARGET,
+    }
+    return build(settings, found, worker, **(given | changes))
+
+
+def on_gpus(settings: Settings, described: str = "4xH100") -> Plan:
+    return plan(settings, parse_gpus(described), TARGET)
+
+
+def test_the_two_halves_of_a_pair_on_gpus() -> None:
+    settings = Settings.from_kwargs(log_level="WARNING")
+    found = on_gpus(settings)
+    both = {
+        "model_path": "target",
+        "log_level": "warning",
+        "incremental_streaming_output": True,
+        "sleep_on_idle": True,
+        "tp_size": 1,
+        "device": "cuda",
+        "disaggregation_transfer_backend": "nixl",
+    }
+    assert told(settings, found, "prefill-0", bootstrap_port=8999) == both | {
+        "base_gpu_id": 0,
+        "disaggregation_mode": "prefill",
+        "disaggregation_bootstrap_port": 8999,
+    }
+    assert told(settings, found, "decode-2") == both | {
+        "base_gpu_id": 3,
+        "disaggregation_mode": "decode",
+    }
+
+
+def test_a_unified_engine_is_told_nothing_of_pd() -> None:
+    settings = Settings.from_kwargs(tp_size=2, disagg_ib_device="mlx5_0")
+    arguments = told(settings, on_gpus(settings), "unified-0", transfer=None)
+    assert (arguments["tp_size"], arguments["base_gpu_id"]) == (2, 0)
+    assert not any(name.startswith("disaggregation") for name in arguments)
+
+
+def test_a_pair_without_a_transfer_is_a_mistake() -> None:
+    settings = Settings.from_env({})
+    with pytest.raises(ValueError, match="prefill-0: a prefill or decode engine needs a transfer"):
+        told(settings, on_gpus(settings), "prefill-0", transfer=None)
+
+
+def test_the_two_halves_of_a_pair_on_the_cpu() -> None:
+    settings = Settings.from_env({})
+    found = plan(settings, CPU, EMBEDDED)
+    prefill = told(settings, found, "prefill-0", shape=EMBEDDED, bootstrap_port=8998)
+    assert prefill == {
+        "model_path": "target",
+        "log_level": "info",
+        "incremental_streaming_output": True,
+        "sleep_on_idle": True,
+        "tp_size": 1,
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "attention_backend": engine_args.CPU_ATTENTION_BACKEND,
+        "sampling_backend": "pytorch",
+        "disable_cuda_graph": True,
+        "disable_overlap_schedule": True,
+        "page_size": 1,
+        "max_total_tokens": 23301,
+        "mem_fraction_static": 0.8,
+        "disaggregation_mode": "prefill",
+        "disaggregation_transfer_backend": "nixl",
+        "disaggregation_bootstrap_port": 8998,
+    }
+    decode = told(settings, found, "decode-0", shape=EMBEDDED)
+    assert decode["disaggregation_decode_retraction_backup"] == "cpu_tensor"
+    assert "disaggregation_decode_retraction_backup" not in prefill
+
+
+def test_the_cpu_backend_is_the_one_that_the_platform_registers() -> None:
+    assert engine_args.CPU_ATTENTION_BACKEND == cpu.CPU_ATTENTION_BACKEND
+
+
+@pytest.mark.parametrize(
+    ("given", "shape", "tokens"),
+    [
+        ({}, EMBEDDED, 23301),  # 512 MiB of 23,040 bytes a token
+        ({}, TARGET, 9362),
+        ({"context_length": 4096}, TARGET, 9362),
+        ({}, load_shape("leptonai/EAGLE-Qwen2.5-7B-Instruct"), 37449),
+    ],
+)
+def test_the_cpu_pool_is_small(given: dict[str, Any], shape: Any, tokens: int) -> None:
+    settings = Settings.from_kwargs(**given)
+    found = plan(settings, CPU, shape)
+    assert told(settings, found, "decode-0", shape=shape)["max_total_tokens"] == tokens
+
+
+def test_the_users_memory_fraction_counts_on_the_cpu_too() -> None:
+    settings = Settings.from_kwargs(mem_fraction_static=0.3)
+    found = plan(settings, CPU, EMBEDDED)
+    assert told(settings, found, "decode-0", shape=EMBEDDED)["mem_fraction_static"] == 0.3
+
+
+def test_what_the_user_set_is_passed_on() -> None:
+    given = {
+        "served_model_name": "name",
+        "context_length": 4096,
+        "mem_fraction_static": 0.7,
+        "tool_call_parser": "qwen25",
+        "reasoning_parser": "qwen3",
+    }
+    settings = Settings.from_kwargs(disagg_ib_device="mlx5_0", **given)
+    arguments = told(settings, on_gpus(settings), "decode-0")
+    assert arguments.items() >= given.items()
+    assert arguments["disaggregation_ib_device"] == "mlx5_0"
+
+
+def test_both_roles_speculate_alike() -> None:
+    settings = Settings.from_kwargs(speculative_algorithm="EAGLE", speculative_token_map="ids.pt")
+    expected = {
+        "speculative_algorithm": "EAGLE",
+        "speculative_num_steps": 2,
+        "speculative_eagle_topk": 6,
+        "speculative_num_draft_tokens": 10,
+        "speculative_attention_mode": "prefill",
+        "speculative_draft_model_path": "draft",
+        "speculative_token_map": "ids.pt",
+    }
+    found = on_gpus(settings)
+    for name in ("prefill-0", "decode-0"):
+        arguments = told(settings, found, name, draft_path="draft")
+        assert {k: v for k, v in arguments.items() if k.startswith("speculative")} == expected
+    converted = told(settings, found, "decode-0", draft_path="draft", token_map="converted.pt")
+    assert converted["speculative_token_map"] == "converted.pt"
+
+
+def test_speculative_settings_without_an_algorithm_are_not_passed() -> None:
+    settings = Settings.from_kwargs(speculative_num_steps=3)
+    arguments = told(settings, on_gpus(settings), "decode-0", draft_path="draft")
+    assert not any(name.startswith("speculative") for name in arguments)
+
+
+def test_the_users_own_arguments_win_and_a_roles_own_over_the_common() -> None:
+    settings = Settings.from_kwargs(
+        engine_args={"sleep_on_idle": False, "random_seed": 1, "max_running_requests": 8},
+        prefill_engine_args={"random_seed": 2},
+        decode_engine_args={"random_seed": 3},
+    )
+    found = on_gpus(settings)
+    prefill, decode = told(settings, found, "prefill-0"), told(settings, found, "decode-0")
+    assert (prefill["random_seed"], decode["random_seed"]) == (2, 3)
+    assert prefill["sleep_on_idle"] is decode["sleep_on_idle"] is False
+    assert prefill["max_running_requests"] == decode["max_running_requests"] == 8
+
+
+def test_arguments_that_the_plan_depends_on_are_refused_all_at_once() -> None:
+    settings = Settings.from_kwargs(
+        engine_args={"tp_size": 4, "dtype": "float32"},
+        decode_engine_args={"incremental_streaming_output": False},
+    )
+    with pytest.raises(SettingsError) as caught:
+        engine_args.check(settings)
+    assert caught.value.message.splitlines() == [
+        "ENGINE_ARGS: tp_size=4: wanted without tp_size: set TP_SIZE, PREFILL_TP or DECODE_TP",
+        "DECODE_ENGINE_ARGS: incremental_streaming_output=False: wanted without"
+        " incremental_streaming_output: the front reads increments",
+    ]
+    with pytest.raises(SettingsError, match="tp_size=4"):
+        told(settings, on_gpus(Settings.from_env({})), "decode-0")
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "installed", "expected"),
+    [
+        ("auto", "cpu", {"nixl", "mooncake"}, ("nixl", "it needs no library from the system")),
+        (
+            "auto",
+            "cuda",
+            {"nixl", "mooncake"},
+            ("nixl", "it needs neither RDMA hardware nor a library from the system"),
+        ),
+        ("auto", "cpu", {"mooncake"}, ("mooncake", "nixl is not installed")),
+        ("auto", "cuda", {"mooncake"}, ("mooncake", "nixl is not installed")),
+        ("mooncake", "cpu", {"nixl", "mooncake"}, ("mooncake", "DISAGG_TRANSFER_BACKEND=mooncake")),
+        ("nixl", "cuda", {"nixl"}, ("nixl", "DISAGG_TRANSFER_BACKEND=nixl")),
+    ],
+)
+def test_the_transfer_and_why(
+    asked: str, kind: Kind, installed: set[str], expected: tuple[str, str]
+) -> None:
+    settings = Settings.from_kwargs(disagg_transfer_backend=asked)
+    assert choose_transfer(settings, kind, installed) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "installed", "message"),
+    [
+        (
+            "mooncake",
+            "cpu",
+            {"nixl"},
+            "DISAGG_TRANSFER_BACKEND='mooncake': it is not installed; wanted pip install"
+            " 'pd-eagle[mooncake-cpu]', or auto",
+        ),
+        (
+            "mooncake",
+            "cuda",
+            {"nixl"},
+            "DISAGG_TRANSFER_BACKEND='mooncake': it is not installed; wanted pip install"
+            " 'pd-eagle[mooncake-cuda]', or auto",
+        ),
+        (
+            "nixl",
+            "cpu",
+            {"mooncake"},
+            "DISAGG_TRANSFER_BACKEND='nixl': it is not installed; wanted pip install nixl==1.5.1,"
+            " or auto",
+        ),
+        (
+            "auto",
+            "cuda",
+            set(),
+            "DISAGG_TRANSFER_BACKEND='auto': neither nixl nor mooncake is installed; wanted"
+            " pip install nixl==1.5.1 or 'pd-eagle[mooncake-cuda]'",
+        ),
+    ],
+)
+def test_a_transfer_that_is_missing_says_what_to_install(
+    asked: str, kind: Kind, installed: set[str], message: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        choose_transfer(Settings.from_kwargs(disagg_transfer_backend=asked), kind, installed)
+    assert caught.value.message == message
+
+
+def test_installed_transfers_are_found_without_importing_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = {"nixl": ModuleSpec("nixl", None)}
+    monkeypatch.setattr("importlib.util.find_spec", found.get)
+    assert engine_args.installed_transfers() == {"nixl"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "transfer", "ib_device", "names"),
+    [
+        ("cpu", "mooncake", None, set()),
+        ("cuda", "nixl", None, {"CUDA_DEVICE_ORDER"}),
+        ("cuda", None, None, {"CUDA_DEVICE_ORDER"}),
+        ("cuda", "mooncake", "mlx5_0", {"CUDA_DEVICE_ORDER"}),
+        (
+            "cuda",
+            "mooncake",
+            None,
+            {"CUDA_DEVICE_ORDER", "SGLANG_MOONCAKE_CUSTOM_MEM_POOL", "MC_INTRANODE_NVLINK"},
+        ),
+    ],
+)
+def test_the_variables_of_a_cuda_engine(
+    kind: Kind, transfer: str | None, ib_device: str | None, names: set[str]
+) -> None:
+    assert environment(kind, transfer, ib_device).keys() == names
+
+
+def ask_sglang(given: list[dict[str, Any]], at: Path, variables: dict[str, str]) -> dict[str, Any]:
+    script = Path(__file__).with_name("resolve_server_args.py")
+    answer = at / "answer.json"
+    done = subprocess.run(
+        [sys.executable, str(script), str(answer)],
+        input=json.dumps(given),
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answered: dict[str, Any] = json.loads(answer.read_text())
+    return answered
+
+
+def folder(at: Path, name: str, model_type: str) -> str:
+    at.mkdir()
+    (at / "config.json").write_text(json.dumps(CONFIGS[name] | {"model_type": model_type}))
+    return str(at)
+
+
+def documented_engines(at: Path) -> list[dict[str, Any]]:
+    """The arguments of every engine that EAGLE with its defaults starts on 2, 4 and 8 H100."""
+    settings = Settings.from_kwargs(speculative_algorithm="EAGLE", model_path=TARGET.name)
+    paths = {
+        "model_path": folder(at / "target", TARGET.name, "qwen2"),
+        "draft_path": folder(at / "draft", DRAFT.name, "qwen2"),
+    }
+    return [
+        told(settings, found, worker.name, transfer=transfer, bootstrap_port=8998, **paths)
+        for found in (plan(settings, parse_gpus(f"{n}xH100"), TARGET, DRAFT) for n in (2, 4, 8))
+        for transfer in ("nixl", "mooncake")
+        for worker in found.workers
+    ]
+
+
+@pytest.mark.timeout(240)
+def test_sglang_takes_the_documented_engines(tmp_path: Path) -> None:
+    given = documented_engines(tmp_path)
+    answer = ask_sglang(given, tmp_path, {})
+    known = set(answer["names"])
+    assert {name for arguments in given for name in arguments} <= known
+    # Names of one release that another may rename would be let through in silence.
+    assert engine_args._OURS.keys() - known == {"model", "tp"}
+    assert len(given) == len(answer["results"]) == 2 * (2 + 4 + 8)
+    for arguments, resolved in zip(given, answer["results"], strict=True):
+        assert "error" not in resolved, resolved["error"]
+        # Nothing that we set is decided otherwise by SGLang.
+        assert {name: resolved[name] for name in arguments} == arguments
+
+
+@pytest.mark.timeout(240)
+def test_sglang_takes_the_engines_of_the_cpu(tmp_path: Path) -> None:
+    model = folder(tmp_path / "model", EMBEDDED.name, "llama")
+    given = []
+    for algorithm in (None, "EAGLE"):
+        settings = Settings.from_kwargs(speculative_algorithm=algorithm)
+        found = plan(settings, CPU, EMBEDDED)
+        changes = {"shape": EMBEDDED, "model_path": model, "draft_path": model}
+        given += [told(settings, found, worker.name, **changes) for worker in found.workers]
+    answer = ask_sglang(given, tmp_path, cpu.environment(offline=True))
+    for arguments, resolved in zip(given, answer["results"], strict=True):
+        assert "error" not in resolved, resolved["error"]
+        assert {name: resolved[name] for name in arguments} == arguments
