@@ -235,8 +235,7 @@ class Settings:
     @property
     def split_by_hand(self) -> tuple[str, ...]:
         """The variables that set the split of the GPUs by hand, as far as they are set."""
-        fields = ("prefill_replicas", "prefill_tp", "decode_replicas", "decode_tp")
-        return tuple(field.upper() for field in fields if getattr(self, field) is not None)
+        return tuple(field.upper() for field in _SPLIT if getattr(self, field) is not None)
 
 
 def _rows() -> Iterator[Setting]:

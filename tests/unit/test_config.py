@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "PREFILL_TP": None,
     "DECODE_REPLICAS": None,
     "DECODE_TP": None,
-    "DISAGG_BOOTSTRAP_PORT": 8998,
+    "DISAGG_BOOTSTRAP_PORT": None,  # the next free one from 8998
     "DISAGG_IB_DEVICE": None,
     "DISAGG_TRANSFER_BACKEND": "auto",
     "SPECULATIVE_ALGORITHM": None,
