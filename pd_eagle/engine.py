@@ -6,10 +6,12 @@ sockets, of other workers, or of HTTP. SGLang is imported when an engine is star
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
 import multiprocessing
+import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pd_eagle.cpu.overrides import Override, apply
@@ -18,7 +20,7 @@ from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 
     from pd_eagle.messages import Submit
 
@@ -140,7 +142,8 @@ _TOKENIZER_DEFAULTS: dict[str, Any] = {
 
 def load_tokenizer(engine_args: Mapping[str, Any]) -> Any:
     """Return the tokenizer that an engine started with `engine_args` would use."""
-    from sglang.srt.utils.hf_transformers import tokenizer
+    with _quietly():
+        from sglang.srt.utils.hf_transformers import tokenizer
 
     path = engine_args.get("tokenizer_path") or engine_args["model_path"]
     options = {
@@ -149,16 +152,29 @@ def load_tokenizer(engine_args: Mapping[str, Any]) -> Any:
     return tokenizer.get_tokenizer(path, **options)
 
 
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    # On a CPU SGLang's imports warn of everything that needs CUDA: thirty lines that help nobody.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
 def preload(engine_args: Mapping[str, Any]) -> None:
     """Load what every engine started with `engine_args` loads alike, for those forked from here.
 
     Three quarters of a forked engine's start is its tokenizer, loaded by each of its processes in
     turn (SGLang 0.5.23): from here on `get_tokenizer` gives out the one that is there.
     """
-    for module in SGLANG_MODULES:
-        importlib.import_module(module)
-    apply([_TOKENIZER_ONCE])
-    load_tokenizer(engine_args)
+    with _quietly():
+        for module in SGLANG_MODULES:
+            importlib.import_module(module)
+        apply([_TOKENIZER_ONCE])
+        load_tokenizer(engine_args)
 
 
 def _once(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -183,11 +199,12 @@ _TOKENIZER_ONCE = Override(
 )
 
 
-def generate_input(**fields: Any) -> Any:
-    """Return SGLang's `GenerateReqInput` of `fields`, not yet normalized."""
-    from sglang.srt.managers.io_struct import GenerateReqInput
+def generate_input_class() -> Any:
+    """Return SGLang's `GenerateReqInput`; its import takes seconds."""
+    with _quietly():
+        from sglang.srt.managers.io_struct import GenerateReqInput
 
-    return GenerateReqInput(**fields)
+    return GenerateReqInput
 
 
 def _engine_class() -> Any:

@@ -108,6 +108,8 @@ class GenerateApi:
             obj.normalize_batch_and_arguments()
         except (ValueError, AssertionError, TypeError) as error:
             raise InvalidRequest(str(error)) from error
+        if not obj.parallel_sample_num >= 1:
+            raise InvalidRequest(f"n={obj.parallel_sample_num}: wanted at least 1")
         prompts = [obj] if obj.is_single else [obj[i] for i in range(obj.batch_size)]
         numbered: list[tuple[int, Request, str]] = []
         for prompt in prompts:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pd_eagle import deployment as deployments
 from pd_eagle import zygote
 from pd_eagle.config import Settings
-from pd_eagle.engine import generate_input, load_tokenizer
+from pd_eagle.engine import generate_input_class, load_tokenizer
 from pd_eagle.errors import InvalidRequest, NotServing
 from pd_eagle.front import Front, check_forked_engines
 from pd_eagle.generate_api import GenerateApi
@@ -58,6 +58,7 @@ class PDEngine:
             self._front: Front = self._loop.call(_make_front(deployment, forked))
             starting = self._loop.submit(self._front.start())
             tokenizer = load_tokenizer(front_args)
+            self._input_class = generate_input_class()
             starting.result()
         except BaseException:
             self._loop.close()
@@ -153,7 +154,7 @@ class PDEngine:
                 raise InvalidRequest("messages: wanted without prompt and input_ids")
             input_ids = self._chat_ids(messages)
         try:
-            return generate_input(
+            return self._input_class(
                 text=prompt,
                 sampling_params=sampling_params,
                 input_ids=input_ids,

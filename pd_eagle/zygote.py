@@ -21,7 +21,6 @@ import socket
 import struct
 import subprocess
 import sys
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,18 +75,8 @@ def why_not_fork() -> str | None:
 
 
 def _prepare(step: str, argument: Any) -> None:
-    """Call the function that `step` names as "module:function" with `argument`.
-
-    On a CPU SGLang warns of everything that needs CUDA, thirty lines that help nobody.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            module, _, name = step.partition(":")
-            getattr(importlib.import_module(module), name)(argument)
-        finally:
-            logging.disable(logging.NOTSET)
+    module, _, name = step.partition(":")
+    getattr(importlib.import_module(module), name)(argument)
 
 
 # --- the zygote's own side
@@ -202,7 +191,7 @@ class ZygoteProcess:
 
 
 def fork_from_here(argument: Any, step: str = PRELOAD) -> ZygoteProcess:
-    """Do `step` with `argument` here, then fork the zygote: what it loads is paid once in all.
+    """Call `step`, "module:function", with `argument` here, then fork the zygote: what it loads is paid once in all.
 
     Only for a process in which nothing runs yet. Raises `StartFailed` where a fork is not safe.
     """
