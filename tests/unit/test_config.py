@@ -206,6 +206,13 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     ]
 
 
+def test_a_bad_value_is_not_checked_against_others() -> None:
+    message = refusal({"SPECULATIVE_EAGLE_TOPK": "x", "SPECULATIVE_NUM_DRAFT_TOKENS": "44"})
+    assert message.splitlines() == [
+        "SPECULATIVE_EAGLE_TOPK='x': wanted a whole number from 1 to 16"
+    ]
+
+
 def test_an_empty_variable_is_unset() -> None:
     assert Settings.from_env({row.variable: "" for row in TABLE}) == Settings.from_env({})
 

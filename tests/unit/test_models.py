@@ -255,6 +255,29 @@ def test_the_language_part_of_a_multimodal_model_counts(part: str) -> None:
     assert (shape.architectures, shape.heads) == (("VL",), 28)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sparse"),
+    [
+        ({}, 5),
+        ({"decoder_sparse_step": 2}, 2),  # layers 1 and 3
+        ({"mlp_only_layers": [0, 4]}, 3),
+        ({"first_k_dense_replace": 3}, 2),
+        ({"interleave_moe_layer_step": 5}, 1),
+    ],
+)
+def test_which_layers_have_experts(changes: dict[str, Any], sparse: int) -> None:
+    shape = dense(num_hidden_layers=5, num_experts=8, **changes)
+    assert shape.experts is not None
+    assert shape.experts.layers == sparse
+
+
+def test_a_draft_with_a_small_vocabulary_has_a_small_head() -> None:
+    # 358,758,400 weights in its file, which leaves the embedding out.
+    draft = load_shape("thoughtworks/Qwen2.5-7B-Instruct-Eagle3")
+    embedding = 152064 * 3584
+    assert draft.weight_bytes == pytest.approx(2 * (358_758_400 + embedding), rel=0.1)
+
+
 def test_llama4_names_its_widths_otherwise() -> None:
     shape = dense(
         num_local_experts=16,

@@ -473,8 +473,16 @@ def test_the_drafts_weights_count() -> None:
 
 
 def test_a_model_that_drafts_for_itself_counts_one_layer_more() -> None:
-    asked = Settings.from_kwargs(speculative_algorithm="EAGLE", tp_size=4)
-    assert short(plan(asked, gpus("H100", 4), BIG, BIG)) == "u4"
+    # 36.9 GiB fit into 0.466 of 79.6, with 131.4 / 80 / 4 more they do not.
+    tight = {"mem_fraction_static": 0.466, "tp_size": 4}
+    assert outcome(gpus("H100", 4), BIG, **tight) == "u4"
+    asked = Settings.from_kwargs(speculative_algorithm="EAGLE", **tight)
+    with pytest.raises(PlanRefused, match=r"TP_SIZE=4: 37\.3 GiB a GPU"):
+        plan(asked, gpus("H100", 4), BIG, BIG)
+
+
+def test_the_smallest_of_the_visible_gpus_must_hold_its_part() -> None:
+    assert outcome(parse_gpus("H100,T4"), QWEN) == "u2"
 
 
 def test_a_draft_of_another_target_is_refused() -> None:
