@@ -90,15 +90,10 @@ def _some(talks: list[Conversation], count: int, seed: int) -> list[Conversation
 
 
 def make_answers(run: Run) -> None:
-    """Answer the held-out prompts greedily, the others shard by shard."""
-    a = run.args
+    """Answer the prompts shard by shard."""
+    a, how = run.args, answering(run.args)
     (run.work / "answers").mkdir(exist_ok=True)
     todo = corpus.load(run.work / "prompts.npz")
-    how = answers.Answering(a.max_new, a.max_length, a.batch, a.cache_tokens, a.greedy_share)
-    if not run.held_out.exists():
-        greedy = replace(how, greedy_share=1.0)
-        held_out = corpus.load(run.work / "held_out_prompts.npz")
-        corpus.save(answers.answer(run.target, run.chat, held_out, greedy, a.seed), run.held_out)
     progress = Progress("answers", len(todo))
     tokens = 0
     for start in range(0, len(todo), a.shard):
@@ -109,6 +104,11 @@ def make_answers(run: Run) -> None:
             tokens += sum(len(talk.ids) for talk in done)
             corpus.save(done, path)
         progress.add(len(part), f"{tokens} tokens")
+
+
+def answering(a: argparse.Namespace) -> answers.Answering:
+    """Return the lengths and temperatures that the arguments ask for."""
+    return answers.Answering(a.max_new, a.max_length, a.batch, a.cache_tokens, a.greedy_share)
 
 
 def train(run: Run) -> None:
@@ -150,10 +150,8 @@ def hardware(device: torch.device) -> str:
 
 
 def evaluate(run: Run) -> None:
-    """Play the held-out answers with the weights as they are exported (bfloat16)."""
-    draft, talks = _rounded(_trained(run), run.target), corpus.load(run.held_out)
-    if run.args.evaluate_max:
-        talks = talks[: run.args.evaluate_max]
+    """Play the held-out prompts' greedy answers with the weights as exported (bfloat16)."""
+    draft, talks = _rounded(_trained(run), run.target), _held_out(run)
     started = time.monotonic()
     progress = Progress("evaluate", len(talks))
     result = evaluation.evaluate(draft, run.target, talks, TREES, progress)
@@ -169,6 +167,15 @@ def evaluate(run: Run) -> None:
         "made_by": json.loads(made.read_text()) if made.exists() else None,
     }
     (run.work / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _held_out(run: Run) -> list[Conversation]:
+    a = run.args
+    if not run.held_out.exists():
+        talks = corpus.load(run.work / "held_out_prompts.npz")[: a.evaluate_max or None]
+        greedy = replace(answering(a), greedy_share=1.0)
+        corpus.save(answers.answer(run.target, run.chat, talks, greedy, a.seed), run.held_out)
+    return corpus.load(run.held_out)[: a.evaluate_max or None]
 
 
 def _trained(run: Run) -> Draft:

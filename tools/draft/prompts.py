@@ -127,7 +127,7 @@ def _system(chat: Chat, chance: random.Random) -> str:
 
 
 def _turns(chance: random.Random) -> int:
-    return chance.choices((1, 2, 3), weights=(75, 18, 7))[0]
+    return 1 if chance.random() < 0.78 else 2
 
 
 class Collector:
