@@ -9,6 +9,7 @@ unset PYTHONDONTWRITEBYTECODE # a start without bytecode takes twice as long
 
 UV_VERSION=0.13.9
 DEBIAN_PACKAGES='libibverbs1 librdmacm1 libnuma1 libcurl4' # Mooncake 0.3.13 loads their libraries
+COMPILED='sglang/srt sglang/kernels torch torchvision openai networkx timm'
 stamp=.venv/.complete
 unfinished=.venv/.unfinished
 
@@ -52,8 +53,8 @@ get_uv() {
     "$python" -m pip --version >/dev/null 2>&1 ||
         fail "$python has no pip: on Debian, apt-get install python3-pip"
     say "getting uv $UV_VERSION"
-    "$python" -m pip install --quiet --disable-pip-version-check --upgrade \
-        --target .tools "uv==$UV_VERSION"
+    "$python" -m pip install --quiet --disable-pip-version-check --root-user-action ignore \
+        --upgrade --target .tools "uv==$UV_VERSION"
 }
 
 make_environment() {
@@ -72,6 +73,14 @@ install_packages() {
     uv pip install --no-deps --no-build-isolation --editable .
 }
 
+# What every engine imports half of or more; the rest is compiled when it is first imported. One
+# file of torch is Python 3.12 only.
+compile_bytecode() {
+    say "compiling bytecode"
+    packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    (cd "$packages" && "$OLDPWD/.venv/bin/python" -m compileall -q -j 0 $COMPILED) >/dev/null || true
+}
+
 has_mooncake_libraries() {
     .venv/bin/python - <<'END' 2>/dev/null
 import ctypes
@@ -85,8 +94,8 @@ get_debian_packages() {
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         say "getting Debian's $DEBIAN_PACKAGES for Mooncake"
         # shellcheck disable=SC2086  # a list of words
-        apt-get update -q && DEBIAN_FRONTEND=noninteractive \
-            apt-get install -q -y --no-install-recommends $DEBIAN_PACKAGES || true
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+            apt-get install -qq -y --no-install-recommends $DEBIAN_PACKAGES || true
         has_mooncake_libraries && return
     fi
     say "Mooncake is left out, its tests will be skipped; NIXL needs nothing of this."
@@ -111,6 +120,7 @@ uv() { UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=.venv .tools/bin/uv "$@"; }
 get_uv
 make_environment
 install_packages
+compile_bytecode
 get_debian_packages
 rm -f $unfinished
 printf '%s\n' "$key" >$stamp
