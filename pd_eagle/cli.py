@@ -130,6 +130,8 @@ def look_ahead(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Out
     )
     model = models.model_of(settings, inventory.kind)
     shape = models.load_shape(model)
+    if settings.speculative_token_map:
+        drafts.check_token_map(settings.speculative_token_map, shape.vocab_size)
     draft = _draft(settings, model)
     draft_shape = models.load_shape(draft, "SPECULATIVE_DRAFT_MODEL_PATH") if draft else None
     plan = placement.plan(settings, inventory, shape, draft_shape)

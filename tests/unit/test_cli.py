@@ -111,6 +111,11 @@ def test_the_embedded_model_needs_no_draft_named(capsys: pytest.CaptureFixture[s
             {"SPECULATIVE_ALGORITHM": "EAGLE"},
             "SPECULATIVE_DRAFT_MODEL_PATH='/no/draft': no such",
         ),
+        (
+            ("--gpus", "2xH100"),
+            {"SPECULATIVE_TOKEN_MAP": "/no/ids.json"},
+            "SPECULATIVE_TOKEN_MAP='/no/ids.json': no such file",
+        ),
         (("--gpus", "2xH100"), {"ENGINE_ARGS": '{"tp": 2}'}, "ENGINE_ARGS: tp=2: wanted without"),
     ],
 )
