@@ -162,8 +162,9 @@ class _Server:
                 self._stopped.set()
 
     def _on_eof(self) -> None:
-        # The lifeline has most likely ended this process already.
-        os.killpg(0, signal.SIGKILL)
+        if not self._stopped.is_set():  # else it is our own close, and the engine shuts down next
+            # The lifeline has most likely ended this process already.
+            os.killpg(0, signal.SIGKILL)
 
     def _submit(self, submit: Submit) -> None:
         rid = submit.request.rid
