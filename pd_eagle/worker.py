@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pd_eagle.channel import Channel
-from pd_eagle.errors import PdEagleError, StartFailed, WorkerDied
+from pd_eagle.errors import NotServing, PdEagleError, StartFailed, WorkerDied
 from pd_eagle.launch import OutputTail
 from pd_eagle.messages import (
     Abort,
@@ -157,10 +157,13 @@ class Worker:
 
     async def _start_failure(self, process: WorkerProcess, cause: str) -> StartFailed:
         assert self._output is not None
+        # It is ending by itself: how it does so says more than that we killed it.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.exited.wait(), 1.0)
         process.kill_group()
         await self._output.wait_closed(timeout_s=2.0)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.exited.wait(), 2.0)
+            await asyncio.wait_for(process.exited.wait(), 1.0)
         said = [line for line in self._output.lines if line.strip()]
         self._release()
         self.last_error = (
@@ -171,13 +174,17 @@ class Worker:
         return StartFailed(f"{self.name} could not start: {self.last_error}\n{tail}")
 
     async def stop(self) -> None:
-        """End the engine and its process: asked first, killed after a few seconds."""
+        """End the engine and its process: asked first, killed after a few seconds.
+
+        Requests that are still open fail. A second call, while the first waits, kills at once.
+        """
         if self._process is None:
             return
         if self.state == "starting":  # its loop does not run yet: it could not hear us
             self.kill()
-        elif self.state != "failed":
+        elif self.state not in ("failed", "stopping"):
             self.become("stopping")
+            self._fail_requests(NotServing.code, "it is stopping")
             assert self._channel is not None
             self._channel.send(Stop())
             with contextlib.suppress(TimeoutError):
@@ -224,14 +231,17 @@ class Worker:
         self.last_error = how
         self.become("failed")
         self._release()
-        sinks, self._sinks = self._sinks, {}
-        for rid, sink in sinks.items():
-            sink(Failed(rid, WorkerDied.code, f"{self.name}: {how}"))
+        self._fail_requests(WorkerDied.code, how)
         for pong in self._pongs.values():
             if not pong.done():
                 pong.set_exception(WorkerDied(f"{self.name}: {how}"))
         self._pongs.clear()
         self._on_death(self, how)
+
+    def _fail_requests(self, code: str, how: str) -> None:
+        sinks, self._sinks = self._sinks, {}
+        for rid, sink in sinks.items():
+            sink(Failed(rid, code, f"{self.name}: {how}"))
 
     # --- requests
 
