@@ -1,0 +1,72 @@
+"""What holds for every test: a clean environment, a loop that is never blocked, GPUs counted.
+
+The timeout, the markers and `filterwarnings = error` are in setup.cfg.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+from pd_eagle import config, devices
+from pd_eagle.errors import PdEagleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Where the package may block the loop, and why that is right.
+_MAY_BLOCK = {
+    # one small folder a start, before and after anything is served
+    "os.mkdir": [("pd_eagle/supervisor.py", "start"), ("pd_eagle/worker.py", "start")],
+    "os.stat": [("pd_eagle/supervisor.py", "start"), ("pd_eagle/worker.py", "start")],
+    "os.path.abspath": [("pd_eagle/supervisor.py", "start")],
+    "os.scandir": [("pd_eagle/supervisor.py", "stop")],
+    "os.rmdir": [("pd_eagle/supervisor.py", "stop")],
+    "os.unlink": [("pd_eagle/supervisor.py", "stop")],
+    # a few hundred bytes into an empty socket buffer
+    "socket.socket.sendall": [("pd_eagle/worker_main.py", "send_spec")],
+}
+
+
+def pytest_configure() -> None:
+    # Whoever runs the tests may serve something himself.
+    for row in config.TABLE:
+        os.environ.pop(row.variable, None)
+    # Without bytecode every child process takes seconds more.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    wanted = [(item, mark) for item in items if (mark := item.get_closest_marker("gpu"))]
+    if not wanted:
+        return
+    found, why = _gpus()
+    for item, mark in wanted:
+        if found < mark.args[0]:
+            reason = f"needs {mark.args[0]} GPUs, found {found} ({why})"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _gpus() -> tuple[int, str]:
+    try:
+        inventory = devices.discover("auto", os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except PdEagleError as error:
+        return 0, str(error)
+    return len(inventory.devices), inventory.reason
+
+
+@pytest.fixture(autouse=True)
+def never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail an async test in which the package blocks the event loop."""
+    if not inspect.iscoroutinefunction(getattr(request.node, "function", None)):
+        yield
+        return
+    with blockbuster_ctx("pd_eagle") as blockbuster:
+        for name, places in _MAY_BLOCK.items():
+            for file, function in places:
+                blockbuster.functions[name].can_block_in(file, function)
+        yield

@@ -1,0 +1,83 @@
+"""A stage for scripted workers, forked and spawned, and a look at what a test leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import uuid
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from pd_eagle import zygote
+from pd_eagle.launch import SpawnLauncher
+from pd_eagle.zygote import ZygoteLauncher
+from tests import scripted
+from tests.process import processes
+from tests.process.stage import Journal, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from pd_eagle.launch import Launcher
+
+
+@pytest.fixture(autouse=True)
+def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Mark all processes of a test; afterwards none is left, no zombie and no descriptor."""
+    name = uuid.uuid4().hex
+    monkeypatch.setenv(processes.MARK, name)
+    before = processes.open_files()
+    yield name
+    left = processes.still_alive(processes.alive_with(name), timeout_s=5)
+    assert not left, f"processes are left: {left}"
+    assert not processes.children(), "zombies are left"
+    opened = {fd: what for fd, what in processes.open_files().items() if fd not in before}
+    assert not opened, f"descriptors are left: {opened}"
+
+
+@pytest.fixture
+async def journal() -> AsyncIterator[Journal]:
+    journal = Journal()
+    logger = logging.getLogger("pd_eagle")
+    logger.addHandler(journal)
+    logger.setLevel(logging.DEBUG)
+    yield journal
+    logger.setLevel(logging.NOTSET)
+    logger.removeHandler(journal)
+
+
+async def forking_launcher(step: str = scripted.PRELOAD) -> ZygoteLauncher:
+    launcher = ZygoteLauncher(await asyncio.to_thread(zygote.spawn, os.environ, None, step))
+    await launcher.ready()
+    return launcher
+
+
+@pytest.fixture(params=["forked", "spawned"])
+async def launcher(request: pytest.FixtureRequest) -> AsyncIterator[Launcher]:
+    """Both ways to start a worker."""
+    how = cast("str", request.param)
+    launcher: Launcher
+    launcher = await forking_launcher() if how == "forked" else SpawnLauncher(os.environ)
+    yield launcher
+    await launcher.close()
+
+
+@pytest.fixture
+async def stage(launcher: Launcher, tmp_path: Path, journal: Journal) -> AsyncIterator[Stage]:
+    """A stage on which every worker is started in both ways."""
+    stage = Stage(launcher, tmp_path, journal)
+    yield stage
+    await stage.close()
+
+
+@pytest.fixture
+async def forked(tmp_path: Path, journal: Journal) -> AsyncIterator[Stage]:
+    """A stage with a zygote, for what does not depend on how a worker was started."""
+    launcher = await forking_launcher()
+    stage = Stage(launcher, tmp_path, journal)
+    yield stage
+    await stage.close()
+    await launcher.close()

@@ -1,0 +1,163 @@
+"""Where scripted workers play: starts them in real processes, hears what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from pd_eagle import handoff
+from pd_eagle.messages import Delta, Failed, Request, Submit
+from pd_eagle.placement import Plan, WorkerPlan
+from pd_eagle.service import Service, new_rid
+from pd_eagle.worker import Launch, Worker
+from tests import scripted
+from tests.scripted import Script
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+    from pathlib import Path
+
+    from pd_eagle.launch import Launcher
+    from pd_eagle.messages import Event, Role
+    from pd_eagle.router import Pair
+
+READY = Script()
+
+
+def plan_of(*roles: Role) -> Plan:
+    """Return a plan with a worker for each of `roles`, named as the real ones are."""
+    workers = [
+        WorkerPlan(f"{role}-{roles[:index].count(role)}", role, (), 1)
+        for index, role in enumerate(roles)
+    ]
+    mode = "unified" if roles[0] == "unified" else "pd"
+    return Plan(mode, "a test", "cpu", tuple(workers))
+
+
+def request(prompt: str, new_tokens: int = scripted.DEFAULT_NEW_TOKENS) -> Request:
+    return Request(new_rid(), scripted.ids_of(prompt), {"max_new_tokens": new_tokens})
+
+
+async def text_of(deltas: AsyncGenerator[Delta, None]) -> str:
+    async with aclosing(deltas):
+        return "".join([delta.text async for delta in deltas])
+
+
+class Journal(logging.Handler):
+    """Everything that the package logs, the engines' own output included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self._more = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        self._more.set()
+
+    async def line(self, pattern: str) -> re.Match[str]:
+        """Return the match of the first line that has `pattern`; waits for it."""
+        while True:
+            self._more.clear()
+            for line in self.lines:
+                if match := re.search(pattern, line):
+                    return match
+            await self._more.wait()
+
+
+class Inbox:
+    """The events of one request to one worker."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+
+    async def delta(self) -> Delta:
+        event = await self.events.get()
+        assert isinstance(event, Delta), event
+        return event
+
+    async def failure(self) -> Failed:
+        """Return the terminal failure, after whatever deltas come before it."""
+        while isinstance(event := await self.events.get(), Delta):
+            assert not event.finished
+        return event
+
+
+class Stage:
+    """Starts scripted workers and services; what was started ends with the stage."""
+
+    def __init__(self, launcher: Launcher, folder: Path, journal: Journal) -> None:
+        self.launcher = launcher
+        self.journal = journal
+        self.deaths: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self._folder = folder
+        self._stack = contextlib.AsyncExitStack()
+
+    def launch(self, plan: WorkerPlan, temp_dir: Path, script: Script) -> Launch:
+        port = 7000 + int(plan.name.rpartition("-")[2]) if plan.role == "prefill" else None
+        args = script.as_args()
+        if plan.role != "unified":
+            args |= {"disaggregation_mode": plan.role, "disaggregation_bootstrap_port": port}
+        return Launch(self.launcher, args, temp_dir, {}, port, scripted.FACTORY)
+
+    def new_worker(self, name: str = "unified-0", role: Role = "unified") -> Worker:
+        worker = Worker(
+            WorkerPlan(name, role, (), 1),
+            lambda worker, how: self.deaths.put_nowait((worker.name, how)),
+        )
+        self._stack.push_async_callback(worker.stop)
+        return worker
+
+    async def start(self, worker: Worker, script: Script = READY) -> None:
+        await worker.start(self.launch(worker.plan, self._folder / worker.name, script))
+
+    async def worker(
+        self, script: Script = READY, name: str = "unified-0", role: Role = "unified"
+    ) -> Worker:
+        """Return a worker that is ready."""
+        worker = self.new_worker(name, role)
+        await self.start(worker, script)
+        return worker
+
+    def new_service(self, *roles: Role, request_timeout_s: float = 60.0) -> Service:
+        service = Service(plan_of(*roles), request_timeout_s=request_timeout_s)
+        self._stack.push_async_callback(service.stop)
+        return service
+
+    async def start_service(
+        self, service: Service, scripts: Mapping[str, Script] | None = None
+    ) -> None:
+        plans = {plan.name: plan for plan in service.plan.workers}
+        chosen = scripts or {}
+
+        def launch(name: str, temp_dir: Path) -> Launch:
+            return self.launch(plans[name], temp_dir, chosen.get(name, READY))
+
+        await service.start(launch)
+
+    async def service(
+        self,
+        *roles: Role,
+        scripts: Mapping[str, Script] | None = None,
+        request_timeout_s: float = 60.0,
+    ) -> Service:
+        """Return a service of these roles that is ready."""
+        service = self.new_service(*roles, request_timeout_s=request_timeout_s)
+        await self.start_service(service, scripts)
+        return service
+
+    def submit(self, worker: Worker, request: Request) -> Inbox:
+        inbox = Inbox()
+        worker.submit(Submit(request), inbox.events.put_nowait)
+        return inbox
+
+    async def handoff(self, pair: Pair, request: Request, timeout_s: float = 60.0) -> str:
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        return await text_of(handoff.run(pair, request, deadline))
+
+    async def close(self) -> None:
+        await self._stack.aclose()

@@ -1,0 +1,378 @@
+"""The scripted engine: the one fake of the tests, an `Engine` that plays what its arguments say.
+
+It runs in real worker processes through the factory "tests.scripted:start". Its answers follow from
+all tokens before them, one letter a token, so that a resumed answer can be told from a fresh one.
+A decode engine gets the prompt from the prefill engine of the same room, over a socket, and waits
+for ever when that one is gone, as SGLang's does for minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections import defaultdict
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from pd_eagle.errors import EngineError, InvalidRequest, ModelNotFound, StartFailed
+from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load, Request
+from pd_eagle.service import new_rid
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+
+    from pd_eagle.messages import Bootstrap, Submit
+    from pd_eagle.service import Service
+
+FACTORY = "tests.scripted:start"
+PRELOAD = "tests.scripted:preload"
+PRELOAD_WITH_THREAD = "tests.scripted:preload_with_thread"
+OPENAI = "tests.scripted:ScriptedOpenAI"
+
+VOCAB_SIZE = 256
+DEFAULT_NEW_TOKENS = 16
+
+
+class Act(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the engine does with a request: `after` tokens of the answer, then `then`.
+
+    `pause_s` is between tokens; `burst` tokens make one step.
+    """
+
+    then: Literal["finish", "hang", "fail", "raise", "die", "exit", "scheduler_dies", "deaf"] = (
+        "finish"
+    )
+    after: int = 0
+    pause_s: float = 0.0
+    burst: int = 1
+    code: str = EngineError.code
+
+
+class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How the engine behaves. `acts` are keyed by the first character of a prompt.
+
+    `hang` in `start` is a start that never ends; `schedulers` is how many children it forks.
+    """
+
+    start: Literal["ready", "raise", "fail", "exit", "die", "hang"] = "ready"
+    shutdown: Literal["end", "hang"] = "end"
+    last_words: list[str] = []
+    schedulers: int = 0
+    max_total_tokens: int = 4096
+    context_length: int = 1024
+    acts: dict[str, Act] = {}
+    load: Load | None = None
+
+    def as_args(self) -> dict[str, Any]:
+        """Return what must be among the engine's arguments."""
+        return {"script": msgspec.to_builtins(self)}
+
+
+def ids_of(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
+
+
+def continuation(ids: Sequence[int]) -> Iterator[int]:
+    """Yield the tokens that follow `ids`: each depends on all before it."""
+    state = 7
+    for token in ids:
+        state = _mix(state, token)
+    while True:
+        token = ord("a") + state % 26
+        yield token
+        state = _mix(state, token)
+
+
+def _mix(state: int, token: int) -> int:
+    return (state * 31 + token + state // 26) % 2**31
+
+
+def answer_to(prompt: str, new_tokens: int = DEFAULT_NEW_TOKENS) -> str:
+    """Return the text that a scripted engine answers to `prompt`."""
+    return "".join(map(chr, itertools.islice(continuation(ids_of(prompt)), new_tokens)))
+
+
+def say(words: str) -> None:
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()
+
+
+# --- the steps that a zygote or a worker calls by name
+
+
+def preload(argument: Any) -> None:
+    """Prepare a zygote: what is to be imported has been imported with this module."""
+
+
+def preload_with_thread(argument: Any) -> None:
+    """Prepare a zygote that must not be forked."""
+    threading.Thread(target=signal.pause, daemon=True).start()
+
+
+def preload_for_ever(argument: str) -> None:
+    """Be a zygote that never ends its imports; say so by writing its pid to the path given."""
+    Path(argument).write_text(str(os.getpid()))
+    threading.Event().wait()
+
+
+def start(engine_args: Mapping[str, Any], *, fork: bool) -> ScriptedEngine:
+    """Start the engine that `engine_args["script"]` describes, or fail as it says."""
+    script = msgspec.convert(engine_args.get("script", {}), Script)
+    for words in script.last_words:
+        say(words)
+    match script.start:
+        case "raise":
+            raise RuntimeError("the script says that the engine cannot start")
+        case "fail":
+            raise StartFailed("a process of the engine failed while it was starting")
+        case "exit":
+            os._exit(7)
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            say("starting for ever")
+            signal.pause()
+    return ScriptedEngine(engine_args, script)
+
+
+class ScriptedEngine:
+    """An `Engine` that plays `script`; it says what it does on its standard output."""
+
+    def __init__(self, engine_args: Mapping[str, Any], script: Script) -> None:
+        self._script = script
+        self._role: str = engine_args.get("disaggregation_mode", "unified")
+        self._running = 0
+        self._schedulers = [_scheduler() for _ in range(script.schedulers)]
+        self._loop = asyncio.new_event_loop()
+        self._rooms = _Rooms()
+        if self._role == "prefill":
+            path = _meeting_place(engine_args["disaggregation_bootstrap_port"])
+            self._loop.run_until_complete(self._rooms.open(path))
+        self.info = EngineInfo(
+            pid=os.getpid(),
+            scheduler_pids=self._schedulers,
+            max_total_tokens=script.max_total_tokens,
+            max_input_tokens=script.context_length - 1,
+            context_length=script.context_length,
+            vocab_size=VOCAB_SIZE,
+        )
+
+    def event_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def load(self) -> Load | None:
+        return self._script.load or Load(snapshot_at=time.time(), running=self._running)
+
+    def shutdown(self) -> None:
+        for pid in self._schedulers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        say("shut down")
+        if self._script.shutdown == "hang":
+            signal.pause()
+
+    async def generate(self, submit: Submit) -> AsyncGenerator[Event, None]:
+        request = submit.request
+        self._running += 1
+        say(f"got {request.rid}")
+        try:
+            async with aclosing(self._play(request, submit.bootstrap)) as events:
+                async for event in events:
+                    yield event
+                    # The frame leaves before the next step: what was sent before a death arrives.
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
+        except (asyncio.CancelledError, GeneratorExit):
+            say(f"aborted {request.rid}")
+            raise
+        finally:
+            self._running -= 1
+
+    async def _play(
+        self, request: Request, bootstrap: Bootstrap | None
+    ) -> AsyncGenerator[Event, None]:
+        act = self._script.acts.get(chr(request.input_ids[0]), Act())
+        if self._role == "prefill":
+            assert bootstrap is not None
+            if act.then != "finish":
+                yield await self._end(act, request.rid)
+            await self._rooms.hand_over(bootstrap.room, request.input_ids)
+            yield _prefilled(request)
+            return
+        ids = request.input_ids
+        if self._role == "decode":
+            assert bootstrap is not None
+            ids = await _fetch(_meeting_place(bootstrap.port), bootstrap.room)
+        for delta in _steps(request, ids, act):
+            await asyncio.sleep(act.pause_s)
+            yield delta
+        if act.then != "finish":
+            yield await self._end(act, request.rid)
+
+    async def _end(self, act: Act, rid: str) -> Event:
+        say(f"{act.then} {rid}")
+        match act.then:
+            case "fail":
+                return Failed(rid, act.code, "the script says so")
+            case "raise":
+                raise ZeroDivisionError("the script says so")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "exit":
+                os._exit(9)
+            case "scheduler_dies":
+                os.kill(self._schedulers[0], signal.SIGKILL)
+            case "deaf":
+                while True:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.Event().wait()
+        await asyncio.Event().wait()
+        raise AssertionError("nothing wakes it")
+
+
+def _scheduler() -> int:
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            signal.pause()
+    return pid
+
+
+def _steps(request: Request, ids: list[int], act: Act) -> Iterator[Delta]:
+    wanted = request.sampling_params.get("max_new_tokens", DEFAULT_NEW_TOKENS)
+    count = wanted if act.then == "finish" else min(act.after, wanted)
+    tokens = continuation(ids)
+    for done in range(0, count, act.burst):
+        step = list(itertools.islice(tokens, min(act.burst, count - done)))
+        yield _delta(request, done, step, finished=done + len(step) == wanted)
+
+
+def _delta(request: Request, done: int, step: list[int], *, finished: bool) -> Delta:
+    meta: dict[str, Any] = {"completion_tokens": done + len(step)}
+    if done == 0:
+        meta |= {"id": request.rid, "prompt_tokens": len(request.input_ids), "cached_tokens": 0}
+        meta["finish_reason"] = None
+    if request.options.return_logprob:
+        meta["output_token_logprobs"] = [[-0.5, token, None] for token in step]
+    if finished:
+        meta["finish_reason"] = {"type": "length", "length": done + len(step)}
+    return Delta(request.rid, "".join(map(chr, step)), step, meta, finished)
+
+
+def _prefilled(request: Request) -> Delta:
+    meta: dict[str, Any] = {"finish_reason": {"type": "length", "length": 1}}
+    if request.options.return_logprob:
+        meta["input_token_logprobs"] = [[-1.0, token, None] for token in request.input_ids]
+    return Delta(request.rid, "", [], meta, finished=True)
+
+
+# --- where the halves of one request meet
+
+
+def _meeting_place(port: int) -> Path:
+    # A worker's own folder is inside the plan's; the port is a name here, nothing listens on it.
+    return Path(os.environ["TMPDIR"]).parent / f"{port}.rooms"
+
+
+class _Rooms:
+    """The prefill side: holds the prompt of each room until decode has taken it."""
+
+    def __init__(self) -> None:
+        self._filled: defaultdict[int, asyncio.Queue[list[int]]] = defaultdict(asyncio.Queue)
+        self._taken: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
+
+    async def open(self, path: Path) -> None:
+        await asyncio.start_unix_server(self._serve, path)
+
+    async def hand_over(self, room: int, ids: list[int]) -> None:
+        self._filled[room].put_nowait(ids)
+        try:
+            await self._taken[room].wait()
+        finally:
+            del self._filled[room], self._taken[room]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        room = int(await reader.readline())
+        ids = await self._filled[room].get()
+        writer.write(json.dumps(ids).encode() + b"\n")
+        await writer.drain()
+        self._taken[room].set()
+        writer.close()
+
+
+async def _fetch(path: Path, room: int) -> list[int]:
+    line = b""
+    with contextlib.suppress(OSError):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(f"{room}\n".encode())
+        try:
+            line = await reader.readline()
+        finally:
+            writer.close()
+    if not line:
+        say("nobody hands the KV over")
+        await asyncio.Event().wait()  # as SGLang: nobody tells decode, so it waits
+    ids: list[int] = json.loads(line)
+    return ids
+
+
+# --- an OpenAI layer without SGLang's templates
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True):
+    """The request that `ScriptedOpenAI` takes."""
+
+    prompt: str
+    model: str = "default"
+    max_tokens: int = DEFAULT_NEW_TOKENS
+    stream: bool = False
+
+
+class ScriptedOpenAI:
+    """The OpenAI layer of a scripted deployment: a prompt of letters, an answer of letters."""
+
+    context_length = 1024
+
+    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+        self.model: str = engine_args["served_model_name"]
+        self._service = service
+
+    def parse(self, endpoint: str, body: bytes) -> Body:
+        try:
+            request = msgspec.json.decode(body, type=Body)
+        except msgspec.MsgspecError as error:
+            raise InvalidRequest(str(error)) from error
+        if request.model not in ("default", self.model):
+            raise ModelNotFound(f"the model {request.model!r} is not served here")
+        return request
+
+    async def stream(self, endpoint: str, request: Body, http: object) -> AsyncGenerator[str, None]:
+        return self._events(request)
+
+    async def _events(self, request: Body) -> AsyncGenerator[str, None]:
+        async with aclosing(self._texts(request)) as texts:
+            async for text in texts:
+                yield f"data: {json.dumps({'text': text})}\n\n"
+        yield "data: [DONE]\n\n"
+
+    async def answer(self, endpoint: str, request: Body, http: object) -> bytes:
+        async with aclosing(self._texts(request)) as texts:
+            whole = "".join([text async for text in texts])
+        return json.dumps({"text": whole}).encode()
+
+    async def _texts(self, body: Body) -> AsyncGenerator[str, None]:
+        params = {"max_new_tokens": body.max_tokens}
+        request = Request(new_rid(), ids_of(body.prompt), params)
+        async with aclosing(self._service.stream(request)) as deltas:
+            async for delta in deltas:
+                yield delta.text
