@@ -12,12 +12,10 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
 from pd_eagle import cpu
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Json = dict[str, Any]
 
@@ -27,7 +25,8 @@ DEFAULTS: Json = {
     "disable_overlap_schedule": True,
     "disable_cuda_graph": True,
     "sleep_on_idle": True,
-    "mem_fraction_static": 0.05,
+    # the pool is max_total_tokens; this is only what may be in use by then
+    "mem_fraction_static": 0.8,
     "max_total_tokens": 16384,
     "max_running_requests": 64,
     "host": "127.0.0.1",
@@ -148,6 +147,7 @@ def _import_engine() -> Any:
 
 def _host(path: str) -> None:
     engine_class = _import_engine()
+    Path(path).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
@@ -160,6 +160,8 @@ def _host(path: str) -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.setsid()
             _serve(connection, engine_class)
+        # Else nobody would see the end of it when the engine dies.
+        connection.close()
 
 
 def _serve(connection: socket.socket, engine_class: Any) -> None:

@@ -25,6 +25,17 @@ def activate() -> str | None:
     return "pd_eagle.cpu.platform.CpuPlatform"
 
 
+def install() -> None:
+    """Apply the platform's overrides if this process asked for it; a general plugin of SGLang.
+
+    Every SGLang process calls it once, after its imports and before it starts anything.
+    """
+    if activate() is not None:
+        from sglang.srt.platforms import current_platform
+
+        current_platform.apply_overrides()
+
+
 def environment(*, offline: bool = False) -> dict[str, str]:
     """Return the variables that a process which will host a CPU engine must have from its start.
 

@@ -10,6 +10,7 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
 from pd_eagle.cpu import CPU_ATTENTION_BACKEND, overrides
+from pd_eagle.errors import StartFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,16 +64,24 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
         torch._dynamo.config.disable = True
         register_attention()
 
-    def post_load_model(self, model: Any) -> None:
-        """Apply the overrides; the first call of SGLang's scheduler after all its imports.
-
-        The scheduler dies of whatever this raises, and the engine's start with it.
-        """
+    def apply_overrides(self) -> None:
+        """Replace what has no seam, once in a process; a forked one inherits it."""
         if not self._overridden:
             from pd_eagle.cpu.seams import all_overrides
 
             overrides.apply(all_overrides())
             self._overridden = True
+
+    def post_load_model(self, model: Any) -> None:
+        """Refuse to serve without the overrides; SGLang only logs when a general plugin fails.
+
+        The scheduler dies of what this raises, and the engine's start with it.
+        """
+        if not self._overridden:
+            raise StartFailed(
+                "the general plugin pd_eagle_cpu was not executed: see SGLang's log above, "
+                "and SGLANG_PLUGINS, which can forbid it"
+            )
 
 
 def register_attention() -> None:

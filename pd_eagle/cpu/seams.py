@@ -6,6 +6,7 @@ What SGLang offers a seam for is not here: the platform's methods and the attent
 
 from __future__ import annotations
 
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from pd_eagle.cpu import CPU_ATTENTION_BACKEND, cache_locs, sampling, tree
@@ -24,7 +25,7 @@ TRITON = "a Triton kernel: needs a GPU"
 
 def all_overrides() -> list[Override]:
     """Return every override that this machine needs."""
-    return [*host_memory_overrides(), *EAGLE]
+    return [*host_memory_overrides(), *PROCESS, *EAGLE]
 
 
 def _instead(replacement: Any) -> Callable[[Any], Any]:
@@ -61,8 +62,31 @@ def _sampling_override(name: str, homes: tuple[str, ...], replacement: Any) -> l
     return [Override(f"{home}:{name}", "None", NO_KERNEL, _instead(replacement)) for home in homes]
 
 
+BOOTSTRAP = "sglang.srt.distributed.bootstrap"
+ALLOCATION = "sglang.srt.mem_cache.allocation"
 EAGLE_UTILS = "sglang.srt.speculative.eagle_utils"
 RENORM = f"{KERNELS}.sampling.renorm"
+
+PROCESS = [
+    Override(
+        target=f"{BOOTSTRAP}:_bind_threads_if_cpu",
+        shape="device",
+        because="allows one rank per NUMA node, and binds every engine's first rank to the first",
+        new=_instead(lambda *, device: None),
+    ),
+    Override(
+        target=f"{BOOTSTRAP}:_init_cpu_threads_env",
+        shape="local_omp_cpuid, dist_init_method",
+        because="on Arm it calls an operator that only a CPU build of sgl_kernel has",
+        new=_instead(lambda *, local_omp_cpuid, dist_init_method=None: None),
+    ),
+    Override(
+        target="sglang.srt.utils.common:is_shm_available",
+        shape="dtype, world_size, local_size",
+        because="on Arm it sends all-reduce to an operator that only that build has",
+        new=_instead(lambda dtype, world_size, local_size: False),
+    ),
+]
 
 EAGLE = [
     Override(
@@ -112,10 +136,16 @@ EAGLE = [
         new=_instead(cache_locs.bonus_tokens),
     ),
     Override(
-        target="sglang.srt.mem_cache.allocation:assign_req_to_token_pool_func",
+        target=f"{ALLOCATION}:assign_req_to_token_pool_func",
         shape="req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, batch_size",
         because=f"{TRITON}, and ignores that the platform has none",
         new=_instead(cache_locs.assign_req_to_token_pool),
+    ),
+    Override(
+        target=f"{ALLOCATION}:get_last_loc",
+        shape="req_to_token, req_pool_indices_tensor, prefix_lens_tensor",
+        because="pages larger than 1: takes SGLang's own torch version by the name of its backend",
+        new=lambda _: pkgutil.resolve_name(f"{ALLOCATION}:get_last_loc_torch"),
     ),
     *_sampling_override(
         "tree_speculative_sampling_target_only",
