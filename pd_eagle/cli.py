@@ -13,7 +13,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-from pd_eagle import config, devices, doctor, drafts, engine_args, models, placement
+from pd_eagle import config, deployment, devices, doctor, engine_args, placement
 from pd_eagle.errors import PdEagleError
 from pd_eagle.version import VERSION
 
@@ -122,47 +122,24 @@ def look_ahead(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Out
     """
     over = {"MODEL_PATH": arguments.model, "SPECULATIVE_DRAFT_MODEL_PATH": arguments.draft}
     settings = config.Settings.from_env({**environ, **{k: v for k, v in over.items() if v}})
-    engine_args.check(settings)
-    inventory = (
-        devices.parse_gpus(arguments.gpus)
-        if arguments.gpus
-        else devices.discover(settings.device, environ.get("CUDA_VISIBLE_DEVICES"))
-    )
-    model = models.model_of(settings, inventory.kind)
-    shape = models.load_shape(model)
-    if settings.speculative_token_map:
-        drafts.check_token_map(settings.speculative_token_map, shape.vocab_size)
-    draft = _draft(settings, model)
-    draft_shape = models.load_shape(draft, "SPECULATIVE_DRAFT_MODEL_PATH") if draft else None
-    plan = placement.plan(settings, inventory, shape, draft_shape)
-    transfer, reason = _transfer(settings, plan, arguments.gpus is not None)
+    if arguments.gpus:
+        inventory = devices.parse_gpus(arguments.gpus)
+        # What is installed here says nothing of the machine that --gpus describes.
+        transfers = frozenset({"nixl", "mooncake"})
+    else:
+        inventory = devices.discover(settings.device, environ.get("CUDA_VISIBLE_DEVICES"))
+        transfers = engine_args.installed_transfers()
+    found = deployment.outline(settings, inventory, transfers)
     return Outlook(
-        plan=plan,
+        plan=found.plan,
         devices=f"{inventory} ({inventory.reason})",
-        model=model,
-        weight_bytes=shape.weight_bytes,
-        draft=draft,
-        transfer=transfer,
-        transfer_reason=reason,
+        model=found.model,
+        weight_bytes=found.shape.weight_bytes,
+        draft=found.draft,
+        transfer=found.transfer,
+        transfer_reason=found.transfer_reason,
         warnings=settings.warnings,
     )
-
-
-def _draft(settings: config.Settings, model: str) -> str | None:
-    embedded = settings.model_path is None and model != config.DEFAULT_MODEL
-    if embedded and settings.speculative_draft_model_path is None:
-        return None  # the embedded model brings its own draft
-    return drafts.draft_path(settings, model)
-
-
-def _transfer(
-    settings: config.Settings, plan: placement.Plan, elsewhere: bool
-) -> tuple[str | None, str | None]:
-    if plan.mode == "unified":
-        return None, None
-    # What is installed here says nothing of the machine that --gpus describes.
-    installed = ("nixl", "mooncake") if elsewhere else engine_args.installed_transfers()
-    return engine_args.choose_transfer(settings, plan.kind, installed)
 
 
 if __name__ == "__main__":

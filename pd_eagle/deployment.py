@@ -5,43 +5,75 @@ Nothing is started here and nothing needs SGLang; what cannot work is refused he
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pd_eagle import cpu, demo, devices, drafts, engine_args, models, placement
-from pd_eagle.config import DEFAULT_MODEL
+from pd_eagle.known_models import DEFAULT, EMBEDDED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from pd_eagle.config import Settings
     from pd_eagle.devices import Inventory
     from pd_eagle.models import ModelShape
     from pd_eagle.placement import Plan, WorkerPlan
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What would run where, and from what: enough for `pd-eagle plan`, nothing made on disk."""
+
+    settings: Settings
+    inventory: Inventory
+    model: str
+    shape: ModelShape
+    draft: str | None
+    plan: Plan
+    transfer: str | None
+    transfer_reason: str | None
+
+
+def outline(settings: Settings, inventory: Inventory, transfers: Collection[str]) -> Outline:
+    """Return what `settings` ask for on `inventory`, with `transfers` installed.
+
+    Raises `SettingsError` or `PlanRefused`.
+    """
+    engine_args.check(settings)
+    model = models.model_of(settings, inventory.kind)
+    shape = models.load_shape(model)
+    if settings.speculative_token_map:
+        drafts.check_token_map(settings.speculative_token_map, shape.vocab_size)
+    draft = drafts.draft_path(settings, model)
+    draft_shape = models.load_shape(draft, "SPECULATIVE_DRAFT_MODEL_PATH") if draft else None
+    plan = placement.plan(settings, inventory, shape, draft_shape)
+    transfer, reason = None, None
+    if plan.mode == "pd":
+        transfer, reason = engine_args.choose_transfer(settings, plan.kind, transfers)
+    return Outline(settings, inventory, model, shape, draft, plan, transfer, reason)
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A plan and everything its workers are told, decided and checked.
+    """An outline and everything its workers are told.
 
-    `environment` is the whole environment of the processes to be started. `model_note` says why
-    another model than the documented default is served.
+    `model` is the served name. `environment` is the whole environment of the processes to be
+    started. `model_note` says why another model than the documented default is served.
     """
 
-    settings: Settings
-    inventory: Inventory
-    plan: Plan
-    shape: ModelShape
+    outline: Outline
     model: str
     model_path: str
     model_note: str | None
-    draft_path: str | None
-    transfer: str | None
-    transfer_reason: str | None
     environment: dict[str, str]
+
+    @property
+    def settings(self) -> Settings:
+        return self.outline.settings
+
+    @property
+    def plan(self) -> Plan:
+        return self.outline.plan
 
     def engine_args(self, worker: WorkerPlan, bootstrap_port: int | None) -> dict[str, Any]:
         """Return the arguments of `worker`'s engine."""
@@ -50,10 +82,10 @@ class Deployment:
             self.plan,
             worker,
             model_path=self.model_path,
-            draft_path=self.draft_path,
-            transfer=self.transfer or "",
+            draft_path=self.outline.draft,
+            transfer=self.outline.transfer,
             bootstrap_port=bootstrap_port,
-            shape=self.shape,
+            shape=self.outline.shape,
         )
 
     def front_args(self) -> dict[str, Any]:
@@ -72,52 +104,27 @@ def decide(settings: Settings, environ: Mapping[str, str]) -> Deployment:
     Raises `SettingsError` or `PlanRefused`. The embedded model is converted here, once.
     """
     inventory = devices.discover(settings.device, environ.get("CUDA_VISIBLE_DEVICES"))
-    model_path, model, note = _model(settings, inventory)
-    shape = models.load_shape(model_path)
-    draft_path = drafts.draft_path(settings, model)
-    draft_shape = models.load_shape(draft_path) if draft_path else None
-    plan = placement.plan(settings, inventory, shape, draft_shape)
-    transfer, transfer_reason = None, None
-    if plan.mode == "pd":
-        installed = engine_args.installed_transfers()
-        transfer, transfer_reason = engine_args.choose_transfer(settings, inventory.kind, installed)
+    found = outline(settings, inventory, engine_args.installed_transfers())
+    name, path, note = found.model, found.model, None
+    if found.model == EMBEDDED:
+        name, path = demo.NAME, str(demo.model_dir())
+        note = (
+            f"no GPU was found and MODEL_PATH is unset: serving the embedded {demo.NAME}, a small "
+            f"model for trying things out, instead of {DEFAULT}"
+        )
     return Deployment(
-        settings=settings,
-        inventory=inventory,
-        plan=plan,
-        shape=shape,
-        model=settings.served_model_name or model,
-        model_path=model_path,
+        outline=found,
+        model=settings.served_model_name or name,
+        model_path=path,
         model_note=note,
-        draft_path=draft_path,
-        transfer=transfer,
-        transfer_reason=transfer_reason,
-        environment=_environment(environ, settings, inventory, transfer, embedded=bool(note)),
+        environment=_environment(environ, found, embedded=note is not None),
     )
 
 
-def _model(settings: Settings, inventory: Inventory) -> tuple[str, str, str | None]:
-    if settings.model_path is not None:
-        return settings.model_path, settings.model_path, None
-    if inventory.kind == "cuda":
-        return DEFAULT_MODEL, DEFAULT_MODEL, None
-    note = (
-        f"no GPU was found and MODEL_PATH is unset: serving the embedded {demo.NAME}, a small "
-        f"model for trying things out, instead of {DEFAULT_MODEL}"
-    )
-    return str(demo.model_dir()), demo.NAME, note
-
-
-def _environment(
-    environ: Mapping[str, str],
-    settings: Settings,
-    inventory: Inventory,
-    transfer: str | None,
-    *,
-    embedded: bool,
-) -> dict[str, str]:
+def _environment(environ: Mapping[str, str], found: Outline, *, embedded: bool) -> dict[str, str]:
     # Without bytecode a start takes more than twice as long.
     variables = {k: v for k, v in environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    if inventory.kind == "cpu":
+    if found.inventory.kind == "cpu":
         return variables | cpu.environment(offline=embedded)
-    return variables | engine_args.environment("cuda", transfer, settings.disagg_ib_device)
+    ib_device = found.settings.disagg_ib_device
+    return variables | engine_args.environment("cuda", found.transfer, ib_device)

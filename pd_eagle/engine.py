@@ -9,9 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import json
 import logging
 import multiprocessing
+import tempfile
 import warnings
+import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pd_eagle.cpu.overrides import Override, apply
@@ -69,7 +73,8 @@ def start(engine_args: Mapping[str, Any], *, fork: bool) -> Engine:
 class _SGLangEngine:
     def __init__(self, engine_args: Mapping[str, Any], *, fork: bool) -> None:
         engine_class = _forking_engine_class() if fork else _engine_class()
-        self._engine = engine_class(**engine_args, custom_sigquit_handler=_child_failed)
+        arguments = _with_token_map_file(engine_args)
+        self._engine = engine_class(**arguments, custom_sigquit_handler=_child_failed)
         self._in_pd = engine_args.get("disaggregation_mode", "null") != "null"
         self._tokenizer_manager = self._engine.tokenizer_manager
         self.info = self._describe()
@@ -205,6 +210,19 @@ def generate_input_class() -> Any:
         from sglang.srt.managers.io_struct import GenerateReqInput
 
     return GenerateReqInput
+
+
+def _with_token_map_file(engine_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `engine_args` with a JSON token map as the torch file that SGLang reads."""
+    path = engine_args.get("speculative_token_map")
+    if path is None or zipfile.is_zipfile(path):  # what torch.save has written since 1.6
+        return dict(engine_args)
+    import torch
+
+    token_ids = json.loads(Path(path).read_text(encoding="utf-8"))
+    file = Path(tempfile.mkdtemp()) / "token_map.pt"  # in the worker's own temporary folder
+    torch.save(torch.tensor(token_ids, dtype=torch.int64), file)
+    return dict(engine_args) | {"speculative_token_map": str(file)}
 
 
 def _engine_class() -> Any:

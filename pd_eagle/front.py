@@ -79,9 +79,9 @@ class Front:
             status=self.service.status,
             model=deployment.model,
             model_note=deployment.model_note,
-            draft_model=deployment.draft_path,
-            transfer_backend=deployment.transfer,
-            transfer_reason=deployment.transfer_reason,
+            draft_model=deployment.outline.draft,
+            transfer_backend=deployment.outline.transfer,
+            transfer_reason=deployment.outline.transfer_reason,
             region=deployment.settings.region,
             version=VERSION,
             plan=deployment.plan,
@@ -93,4 +93,4 @@ class Front:
 
 def check_forked_engines(deployment: Deployment) -> bool:
     """Return whether engines of `deployment` may be forked: on CUDA that is not proven."""
-    return deployment.inventory.kind == "cpu"
+    return deployment.plan.kind == "cpu"

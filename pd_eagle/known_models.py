@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pd_eagle import demo
+
 DEFAULT = "Qwen/Qwen2.5-7B-Instruct"
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -74,6 +76,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 # Target, then algorithm. The Llama rows: SGLang's own documentation of speculative decoding.
 DRAFTS: dict[str, dict[str, str]] = {
     DEFAULT: {"EAGLE": _LEPTON_DRAFT, "EAGLE3": _THOUGHTWORKS_DRAFT},
+    EMBEDDED: {"EAGLE": str(demo.DRAFT)},
     "meta-llama/Llama-2-7b-chat-hf": {"EAGLE": "lmsys/sglang-EAGLE-llama2-chat-7B"},
     "meta-llama/Meta-Llama-3-8B-Instruct": {"EAGLE": "lmsys/sglang-EAGLE-LLaMA3-Instruct-8B"},
     "meta-llama/Llama-3.1-8B-Instruct": {"EAGLE3": "jamesliu1/sglang-EAGLE3-Llama-3.1-Instruct-8B"},

@@ -70,8 +70,11 @@ def _announce(deployment: Deployment) -> None:
     if deployment.model_note:
         logger.warning("%s", deployment.model_note)
     logger.info("plan:\n%s", deployment.plan)
-    if deployment.transfer:
-        logger.info("KV transfer: %s (%s)", deployment.transfer, deployment.transfer_reason)
+    outline = deployment.outline
+    if outline.draft:
+        logger.info("draft for %s: %s", deployment.settings.speculative_algorithm, outline.draft)
+    if outline.transfer:
+        logger.info("KV transfer: %s (%s)", outline.transfer, outline.transfer_reason)
 
 
 def _listen(host: str, port: int) -> socket.socket:

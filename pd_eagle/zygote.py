@@ -191,8 +191,9 @@ class ZygoteProcess:
 
 
 def fork_from_here(argument: Any, step: str = PRELOAD) -> ZygoteProcess:
-    """Call `step`, "module:function", with `argument` here, then fork the zygote: what it loads is paid once in all.
+    """Call `step`, "module:function", with `argument` here, then fork the zygote.
 
+    What the step loads is then paid once in all.
     Only for a process in which nothing runs yet. Raises `StartFailed` where a fork is not safe.
     """
     _prepare(step, argument)

