@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle import cli, doctor
+from pd_eagle import cli, demo, doctor
 from pd_eagle.config import TABLE
 from pd_eagle.known_models import CONFIGS, EMBEDDED
 from pd_eagle.version import VERSION
