@@ -42,9 +42,10 @@ lint: install ## ruff, its format, mypy --strict
 check: lint test ## lint, then test
 
 .PHONY: format
-format: install ## sort imports, format
+format: install ## sort imports, format, write the README's table of settings
 	@$(PYTHON_OF_VENV) -m ruff check --select I --fix .
 	@$(PYTHON_OF_VENV) -m ruff format .
+	@$(PYTHON_OF_VENV) -m tools.readme
 
 .PHONY: lock
 lock: install ## write the pins again from setup.cfg; ARGS=--upgrade takes newer ones

@@ -78,7 +78,9 @@ install_packages() {
 compile_bytecode() {
     say "compiling bytecode"
     packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    (cd "$packages" && "$OLDPWD/.venv/bin/python" -m compileall -q -j 0 $COMPILED) >/dev/null || true
+    # shellcheck disable=SC2086  # a list of words
+    (cd "$packages" && PYTHONWARNINGS=ignore "$OLDPWD/.venv/bin/python" -m compileall -q -j 0 \
+        $COMPILED) >/dev/null || true
 }
 
 has_mooncake_libraries() {

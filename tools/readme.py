@@ -1,0 +1,45 @@
+"""Writes the README's table of settings from the one in the code; does not know the other chapters.
+
+`python -m tools.readme` writes it in place; a test fails when the two differ.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pd_eagle import forms
+from pd_eagle.config import TABLE
+
+if TYPE_CHECKING:
+    from pd_eagle.config import Setting
+
+README = Path(__file__).parent.parent / "README.md"
+_BETWEEN = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- end of settings -->)", re.DOTALL)
+
+
+def settings_table() -> str:
+    """Return one row for each setting: variable, default, meaning and wanted form."""
+    rows = [f"| `{r.variable}` | {_cell(r.shown_default)} | {_cell(_meaning(r))} |" for r in TABLE]
+    return "\n".join(["| variable | default | |", "|---|---|---|", *rows, ""])
+
+
+def with_settings(text: str) -> str:
+    """Return the README with its table of settings made new. Raises `ValueError` without marks."""
+    changed, found = _BETWEEN.subn(lambda _: settings_table(), text)
+    if found != 1:
+        raise ValueError(f"{found} tables between marks: wanted one")
+    return changed
+
+
+def _meaning(row: Setting) -> str:
+    return row.doc if row.form is forms.TEXT else f"{row.doc} Wanted: {row.form.wanted}."
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    README.write_text(with_settings(README.read_text("utf-8")), "utf-8")
