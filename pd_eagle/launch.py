@@ -15,10 +15,12 @@ import subprocess
 import sys
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pd_eagle.errors import StartFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
 _LAST_LINES = 200
 
@@ -80,6 +82,13 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    def discard(self) -> None:
+        """End a process that nobody has begun to use."""
+        self.kill_group()
+        self.lifeline.close()
+        self.data.close()
+        os.close(self.output_fd)
+
     def record_exit(self, status: int | None) -> None:
         self.exit_status = status
         self.exited.set()
@@ -128,8 +137,25 @@ class Ends:
         self.child_lifeline.close()
         os.close(self.child_log_fd)
 
+    def close(self) -> None:
+        """Close the front's ends too: there is no process."""
+        self.data.close()
+        self.lifeline.close()
+        os.close(self.output_fd)
+
     def process(self, pid: int) -> WorkerProcess:
         return WorkerProcess(pid, self.data, self.lifeline, self.output_fd)
+
+
+async def uninterrupted(launching: Coroutine[Any, Any, WorkerProcess]) -> WorkerProcess:
+    """Return what `launching` makes; a caller who is cancelled meanwhile leaves no process."""
+    task = asyncio.create_task(launching)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(StartFailed):
+            (await task).discard()
+        raise
 
 
 class SpawnLauncher:
@@ -140,9 +166,17 @@ class SpawnLauncher:
         self._reapers: set[asyncio.Task[None]] = set()
 
     async def launch(self) -> WorkerProcess:
+        return await uninterrupted(self._launch())
+
+    async def _launch(self) -> WorkerProcess:
         ends = Ends.make()
-        child = await asyncio.to_thread(self._spawn, ends)
-        ends.close_child_ends()
+        try:
+            child = await asyncio.to_thread(self._spawn, ends)
+        except OSError as error:
+            ends.close()
+            raise StartFailed(f"a worker's process cannot be started: {error}") from error
+        finally:
+            ends.close_child_ends()
         process = ends.process(child.pid)
         reaper = asyncio.create_task(_reap(child, process))
         self._reapers.add(reaper)
@@ -168,6 +202,23 @@ async def _reap(child: subprocess.Popen[bytes], process: WorkerProcess) -> None:
     _, status = os.waitpid(child.pid, 0)  # noqa: ASYNC222 - it has ended: the pidfd said so
     child.returncode = os.waitstatus_to_exitcode(status)
     process.record_exit(status)
+
+
+def when_ended(pid: int, call: Callable[[], None]) -> None:
+    """Call once when the process has ended, whoever its parent is; at once if it has."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        call()
+        return
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        call()
+
+    loop.add_reader(pidfd, ended)
 
 
 async def readable(fd: int) -> None:

@@ -22,13 +22,15 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pd_eagle.channel import Channel
 from pd_eagle.errors import StartFailed
-from pd_eagle.launch import Ends, WorkerProcess
+from pd_eagle.launch import Ends, WorkerProcess, uninterrupted, when_ended
+from pd_eagle.orphan import lead_group_bound_to
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,11 +84,10 @@ def _prepare(step: str, argument: Any) -> None:
 # --- the zygote's own side
 
 
-def run(requests: socket.socket, answers: socket.socket) -> None:
+def run(requests: socket.socket, answers: socket.socket, lifeline: socket.socket) -> None:
     """Be the zygote until `requests` hangs up; never returns."""
-    os.setsid()  # a signal to the front's terminal group is the front's to handle
     _adopt_orphans()
-    _Zygote(requests, answers).serve()
+    _Zygote(requests, answers, lifeline).serve()
     os._exit(0)
 
 
@@ -100,9 +101,12 @@ def _adopt_orphans() -> None:
 
 
 class _Zygote:
-    def __init__(self, requests: socket.socket, answers: socket.socket) -> None:
+    def __init__(
+        self, requests: socket.socket, answers: socket.socket, lifeline: socket.socket
+    ) -> None:
         self._requests = requests
         self._answers = answers
+        self._lifeline = lifeline
         self._workers: set[int] = set()
         self._wakeup, self._wakeup_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -148,10 +152,11 @@ class _Zygote:
         if not message:
             return False
         reason = why_not_fork()
-        if reason is None:
-            self._answer(Forked(self._fork(*fds)))
-        else:
-            self._answer(Refused(reason))
+        try:
+            answer = Refused(reason) if reason else Forked(self._fork(*fds))
+        except OSError as error:  # out of processes or of memory
+            answer = Refused(str(error))
+        self._answer(answer)
         for fd in fds:
             os.close(fd)
         return True
@@ -172,8 +177,8 @@ class _Zygote:
             signal.signal(number, signal.SIG_DFL)
         for fd in (self._wakeup, self._wakeup_writer):
             os.close(fd)
-        self._requests.close()
-        self._answers.close()
+        for end in (self._requests, self._answers, self._lifeline):
+            end.close()
         data, lifeline = socket.socket(fileno=data_fd), socket.socket(fileno=lifeline_fd)
         worker_main.run(data, lifeline, log_fd, fork=True)
 
@@ -183,11 +188,12 @@ class _Zygote:
 
 @dataclass(slots=True)
 class ZygoteProcess:
-    """A zygote that was started, before anybody waits for it: pid and the front's two sockets."""
+    """A zygote that was started, before anybody waits for it: pid and the front's sockets."""
 
     pid: int
     requests: socket.socket
     answers: socket.socket
+    lifeline: socket.socket
 
 
 def fork_from_here(argument: Any, step: str = PRELOAD) -> ZygoteProcess:
@@ -199,16 +205,16 @@ def fork_from_here(argument: Any, step: str = PRELOAD) -> ZygoteProcess:
     _prepare(step, argument)
     if reason := why_not_fork():
         raise StartFailed(f"the zygote cannot be forked from this process: {reason}")
-    requests, child_requests = socket.socketpair()
-    answers, child_answers = socket.socketpair()
+    ours, its = _socketpairs()
     pid = os.fork()
     if pid == 0:
-        requests.close()
-        answers.close()
-        run(child_requests, child_answers)
-    child_requests.close()
-    child_answers.close()
-    return ZygoteProcess(pid, requests, answers)
+        for end in ours:
+            end.close()
+        lead_group_bound_to(its[2])
+        run(*its)
+    for end in its:
+        end.close()
+    return ZygoteProcess(pid, *ours)
 
 
 def spawn(environment: Mapping[str, str], argument: Any, step: str = PRELOAD) -> ZygoteProcess:
@@ -216,9 +222,8 @@ def spawn(environment: Mapping[str, str], argument: Any, step: str = PRELOAD) ->
 
     It does `step` with `argument`, which must be JSON, before it says that it is ready.
     """
-    requests, child_requests = socket.socketpair()
-    answers, child_answers = socket.socketpair()
-    fds = [child_requests.fileno(), child_answers.fileno()]
+    ours, its = _socketpairs()
+    fds = [end.fileno() for end in its]
     child = subprocess.Popen(
         [sys.executable, "-m", "pd_eagle.zygote", *map(str, fds), step, json.dumps(argument)],
         env=dict(environment),
@@ -226,9 +231,18 @@ def spawn(environment: Mapping[str, str], argument: Any, step: str = PRELOAD) ->
         stdin=subprocess.DEVNULL,
     )
     child.returncode = 0  # reaped by pid below, not by Popen
-    child_requests.close()
-    child_answers.close()
-    return ZygoteProcess(child.pid, requests, answers)
+    for end in its:
+        end.close()
+    return ZygoteProcess(child.pid, *ours)
+
+
+_ThreeSockets = tuple[socket.socket, socket.socket, socket.socket]
+
+
+def _socketpairs() -> tuple[_ThreeSockets, _ThreeSockets]:
+    """Return the front's and the zygote's ends: requests, answers, lifeline."""
+    first, second, third = (socket.socketpair() for _ in range(3))
+    return (first[0], second[0], third[0]), (first[1], second[1], third[1])
 
 
 class ZygoteLauncher:
@@ -250,22 +264,32 @@ class ZygoteLauncher:
         return await self._imported
 
     async def launch(self) -> WorkerProcess:
+        return await uninterrupted(self._launch())
+
+    async def _launch(self) -> WorkerProcess:
         async with self._forking:
-            if self._gone.is_set():
-                raise StartFailed("the zygote is gone")
-            self._forked = asyncio.get_running_loop().create_future()
             ends = Ends.make()
             try:
-                socket.send_fds(self._process.requests, [b"w"], ends.child_fds)
-            except OSError as error:
-                raise StartFailed(f"the zygote is gone: {error}") from error
-            finally:
-                ends.close_child_ends()
-            pid = await self._forked
+                pid = await self._fork(ends)
+            except BaseException:
+                ends.close()
+                raise
         process = self._workers[pid] = ends.process(pid)
         if pid in self._early_exits:
             process.record_exit(self._early_exits.pop(pid))
         return process
+
+    async def _fork(self, ends: Ends) -> int:
+        try:
+            if self._gone.is_set():
+                raise StartFailed("the zygote is gone")
+            self._forked = asyncio.get_running_loop().create_future()
+            socket.send_fds(self._process.requests, [b"w"], ends.child_fds)
+        except OSError as error:
+            raise StartFailed(f"the zygote is gone: {error}") from error
+        finally:
+            ends.close_child_ends()
+        return await self._forked
 
     def _on_message(self, message: FromZygote) -> None:
         match message:
@@ -289,20 +313,37 @@ class ZygoteLauncher:
         for waiting in (self._imported, self._forked):
             if waiting is not None and not waiting.done():
                 waiting.set_exception(gone)
+        for process in self._workers.values():  # they live on; nobody else says when they end
+            when_ended(process.pid, partial(process.record_exit, None))
 
     async def close(self) -> None:
+        """End the zygote, and whatever was forked from it and still runs."""
         self._process.requests.close()
-        await self._gone.wait()
+        if not self._imported.done():
+            self._process.lifeline.close()  # it does not listen yet
+        ended = asyncio.Event()
+        when_ended(self._process.pid, ended.set)
+        await ended.wait()
+        self._process.lifeline.close()
         self._channel.close()
+        self._process.answers.close()
+        for process in self._workers.values():
+            process.kill_group()
+            await process.exited.wait()
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._process.pid, 0)  # noqa: ASYNC222 - it has hung up: it is ending
+            os.waitpid(self._process.pid, 0)  # noqa: ASYNC222 - it has ended
 
 
 def main(argv: list[str]) -> None:
-    """Run a spawned zygote: `python -m pd_eagle.zygote REQUESTS_FD ANSWERS_FD STEP ARGUMENT`."""
-    requests_fd, answers_fd, step, argument = argv
+    """Run a spawned zygote: `python -m pd_eagle.zygote REQUESTS ANSWERS LIFELINE STEP ARGUMENT`.
+
+    The first three are descriptors.
+    """
+    requests, answers, lifeline = (socket.socket(fileno=int(fd)) for fd in argv[:3])
+    lead_group_bound_to(lifeline)
+    step, argument = argv[3:]
     _prepare(step, json.loads(argument))
-    run(socket.socket(fileno=int(requests_fd)), socket.socket(fileno=int(answers_fd)))
+    run(requests, answers, lifeline)
 
 
 if __name__ == "__main__":
