@@ -44,7 +44,7 @@ class OpenAI(Protocol):
     model: str
     context_length: int
 
-    def parse(self, endpoint: Endpoint, body: bytes) -> Any: ...
+    def parse(self, endpoint: Endpoint, body: bytes, http: Request) -> Any: ...
     async def stream(
         self, endpoint: Endpoint, request: Any, http: Request
     ) -> AsyncGenerator[str, None]: ...
@@ -58,6 +58,7 @@ class Front(Protocol):
     api_key: str | None
 
     def health(self) -> Health: ...
+    def refuse_if_full(self) -> None: ...
 
 
 def json_response(content: object, status: int = 200, **headers: str) -> Response:
@@ -200,7 +201,8 @@ class _Routes:
 
     async def _generate(self, endpoint: Endpoint, http: Request) -> Response:
         openai = self._openai(http)
-        request = openai.parse(endpoint, await _read_body(http))
+        self._front.refuse_if_full()
+        request = openai.parse(endpoint, await _read_body(http), http)
         if request.stream:
             return EventStream(await openai.stream(endpoint, request, http))
         body = await _unless_gone(openai.answer(endpoint, request, http), http.receive)
@@ -260,6 +262,8 @@ def _too_large(size: int) -> HTTPException:
 async def _pd_eagle_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, PdEagleError)
     headers = {"retry-after": str(_RETRY_AFTER_S)} if error.status in (429, 503) else {}
+    if isinstance(error, NotServing):
+        headers["connection"] = "close"  # whoever asks again should find another server
     return json_response(error.as_openai(), error.status, **headers)
 
 

@@ -179,6 +179,19 @@ class Settings:
     retry_limit: int = _setting(
         forms.whole(0), "Further pairs to try when a worker fails a request.", 3
     )
+    restart_limit: int = _setting(
+        forms.whole(0), "Restarts of one worker within five minutes before it is given up.", 5
+    )
+    hang_timeout_s: float = _setting(
+        forms.seconds(zero=False),
+        "A worker that gives no sign of life for this long is killed and restarted.",
+        30.0,
+    )
+    canary_interval_s: float = _setting(
+        forms.seconds(zero=False),
+        "An idle pair carries a token of ours this often, to show that its link works.",
+        30.0,
+    )
     resume: bool = _setting(
         forms.FLAG, "Continue on another pair when a decode worker dies in mid-answer.", True
     )

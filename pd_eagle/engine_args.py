@@ -213,6 +213,10 @@ def _cpu(settings: Settings, shape: ModelShape) -> dict[str, Any]:
         "disable_overlap_schedule": True,
         # A tree of drafts needs it: SGLang refuses larger pages by the backend's name.
         "page_size": 1,
+        # A sign of life after every step: they are slow here.
+        "load_snapshot_publish_interval": 1,
+        # A step of a long prompt takes seconds here, in which the engine gives no sign of life.
+        "chunked_prefill_size": 1024,
         "max_total_tokens": max(
             _CPU_KV_BYTES // shape.kv_bytes_per_token, min(longest, _CPU_KV_TOKENS)
         ),

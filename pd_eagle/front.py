@@ -6,20 +6,23 @@ Used by the server and by `PDEngine` alike. It knows nothing of HTTP.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
+from pd_eagle.config import DEFAULT_BOOTSTRAP_PORT
 from pd_eagle.health import Health, WorkerHealth
 from pd_eagle.launch import SpawnLauncher
-from pd_eagle.service import Service
-from pd_eagle.supervisor import bootstrap_ports
+from pd_eagle.service import Service, ServicePolicy
+from pd_eagle.supervisor import RestartPolicy, bootstrap_ports, free_ports
 from pd_eagle.version import VERSION
 from pd_eagle.worker import Launch
-from pd_eagle.zygote import ZygoteLauncher
+from pd_eagle.zygote import LastingZygote, ZygoteLauncher, spawn
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pd_eagle.app import OpenAI
+    from pd_eagle.config import Settings
     from pd_eagle.deployment import Deployment
     from pd_eagle.launch import Launcher
     from pd_eagle.zygote import ZygoteProcess
@@ -32,9 +35,7 @@ class Front:
 
     def __init__(self, deployment: Deployment, zygote: ZygoteProcess | None) -> None:
         self.deployment = deployment
-        self.service = Service(
-            deployment.plan, request_timeout_s=deployment.settings.request_timeout_s
-        )
+        self.service = Service(deployment.plan, _policy(deployment.settings))
         self.openai: OpenAI | None = None
         self.api_key = deployment.settings.api_key
         self._zygote = zygote
@@ -42,29 +43,37 @@ class Front:
 
     async def start(self) -> None:
         """Start every worker and carry a token over every pair. Raises `StartFailed`."""
-        plan = self.deployment.plan
-        ports = bootstrap_ports(
-            self.deployment.settings.disagg_bootstrap_port, [w.name for w in plan.prefill]
-        )
+        plan, asked = self.deployment.plan, self.deployment.settings.disagg_bootstrap_port
+        ports = dict(bootstrap_ports(asked, [worker.name for worker in plan.prefill]))
         self._launcher = launcher = await self._make_launcher()
         by_name = {worker.name: worker for worker in plan.workers}
 
         def launch(name: str, temp_dir: Path) -> Launch:
-            port = ports.get(name)
+            port = None
+            if by_name[name].role == "prefill":
+                # A restarted prefill takes a new port: decode engines notice only after seconds
+                # that the old one's owner is gone (SGLang 0.5.23).
+                port = ports.pop(name, None) or self._new_port()
             args = self.deployment.engine_args(by_name[name], port)
             return Launch(launcher, args, temp_dir, {}, port)
 
         await self.service.start(launch)
 
+    def _new_port(self) -> int:
+        used = {worker.bootstrap_port for worker in self.service.workers}
+        first = self.deployment.settings.disagg_bootstrap_port or DEFAULT_BOOTSTRAP_PORT
+        return next(port for port in free_ports(first) if port not in used)
+
     async def _make_launcher(self) -> Launcher:
+        environment = self.deployment.environment
         if self._zygote is None:
-            return SpawnLauncher(self.deployment.environment)
+            return SpawnLauncher(environment)
         zygote = ZygoteLauncher(self._zygote)
         if reason := await zygote.ready():
             logger.warning("workers are spawned, not forked: %s", reason)
             await zygote.close()
-            return SpawnLauncher(self.deployment.environment)
-        return zygote
+            return SpawnLauncher(environment)
+        return LastingZygote(zygote, partial(spawn, environment, self.deployment.front_args()))
 
     async def stop(self, drain_timeout_s: float = 0.0) -> bool:
         """Drain, stop every worker; False if requests were cut off."""
@@ -72,6 +81,10 @@ class Front:
         if self._launcher is not None:
             await self._launcher.close()
         return drained
+
+    def refuse_if_full(self) -> None:
+        """Raise `Overloaded` or `NotServing` before any work is put into a request."""
+        self.service.refuse_if_full()
 
     def health(self) -> Health:
         deployment = self.deployment
@@ -87,8 +100,23 @@ class Front:
             plan=deployment.plan,
             workers=[WorkerHealth.of(worker) for worker in self.service.workers],
             inflight=self.service.inflight,
-            queued=0,
+            queued=self.service.queued,
         )
+
+
+def _policy(settings: Settings) -> ServicePolicy:
+    return ServicePolicy(
+        request_timeout_s=settings.request_timeout_s,
+        retry_limit=settings.retry_limit,
+        resume=settings.resume,
+        max_inflight=settings.max_inflight,
+        max_queue=settings.max_queue,
+        queue_timeout_s=settings.queue_timeout_s,
+        canary_interval_s=settings.canary_interval_s,
+        restarts=RestartPolicy(
+            limit=settings.restart_limit, hang_timeout_s=settings.hang_timeout_s
+        ),
+    )
 
 
 def check_forked_engines(deployment: Deployment) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pd_eagle.errors import InvalidRequest
@@ -40,6 +41,16 @@ class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that is needed to read a prompt."""
 
     def __call__(self, text: str) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One prompt of a call; those of one `group` wait in one line."""
+
+    index: int
+    request: Request
+    public_id: str
+    group: object
 
 
 class Answer:
@@ -92,18 +103,18 @@ class GenerateApi:
         With `obj.stream` one dictionary a step, told apart by `index`. Raises `InvalidRequest` for
         what cannot be served, else the request's own `PdEagleError`; closing aborts.
         """
-        requests = await self._requests(obj)
+        parts = await self._parts(obj, _timeout_s(raw_request))
         if obj.stream:
-            async with aclosing(self._stream_all(requests)) as results:
+            async with aclosing(self._stream_all(parts)) as results:
                 async for result in results:
                     yield result
         else:
-            whole = await _gather([self._whole(*numbered) for numbered in requests])
+            whole = await _gather([self._whole(part) for part in parts])
             yield whole[0] if obj.is_single and len(whole) == 1 else whole
 
     # --- what was asked for
 
-    async def _requests(self, obj: Any) -> list[tuple[int, Request, str]]:
+    async def _parts(self, obj: Any, timeout_s: float | None) -> list[_Part]:
         try:
             obj.normalize_batch_and_arguments()
         except (ValueError, AssertionError, TypeError) as error:
@@ -111,16 +122,16 @@ class GenerateApi:
         if not obj.parallel_sample_num >= 1:
             raise InvalidRequest(f"n={obj.parallel_sample_num}: wanted at least 1")
         prompts = [obj] if obj.is_single else [obj[i] for i in range(obj.batch_size)]
-        numbered: list[tuple[int, Request, str]] = []
+        parts: list[_Part] = []
         for prompt in prompts:
             _refuse_unsupported(prompt)
             input_ids = await self._input_ids(prompt)
             for _ in range(obj.parallel_sample_num):
                 # A user's rid may be anything; ours never is the prefix of another.
-                request = _request(prompt, input_ids)
+                request = _request(prompt, input_ids, timeout_s)
                 public_id = prompt.rid if obj.parallel_sample_num == 1 else request.rid
-                numbered.append((len(numbered), request, public_id))
-        return numbered
+                parts.append(_Part(len(parts), request, public_id, obj))
+        return parts
 
     async def _input_ids(self, prompt: Any) -> list[int]:
         if prompt.input_ids is not None:
@@ -137,25 +148,23 @@ class GenerateApi:
 
     # --- what comes back
 
-    async def _whole(self, index: int, request: Request, public_id: str) -> dict[str, Any]:
-        answer = Answer(public_id=public_id, index=index, incremental=False)
+    async def _whole(self, part: _Part) -> dict[str, Any]:
+        answer = Answer(public_id=part.public_id, index=part.index, incremental=False)
         result: dict[str, Any] = {}
-        async with aclosing(self.service.stream(request)) as deltas:
+        async with aclosing(self.service.stream(part.request, part.group)) as deltas:
             async for delta in deltas:
                 result = answer.add(delta)
         result.pop("index")  # as SGLang: only streamed results carry it
         return result
 
-    async def _stream_all(
-        self, requests: list[tuple[int, Request, str]]
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        if len(requests) == 1:
-            async with aclosing(self._stream_one(*requests[0])) as results:
+    async def _stream_all(self, parts: list[_Part]) -> AsyncGenerator[dict[str, Any], None]:
+        if len(parts) == 1:
+            async with aclosing(self._stream_one(parts[0])) as results:
                 async for result in results:
                     yield result
             return
         queue: asyncio.Queue[dict[str, Any] | BaseException | None] = asyncio.Queue()
-        tasks = [asyncio.create_task(self._pump(queue, *numbered)) for numbered in requests]
+        tasks = [asyncio.create_task(self._pump(queue, part)) for part in parts]
         try:
             running = len(tasks)
             while running:
@@ -169,23 +178,19 @@ class GenerateApi:
         finally:
             await _cancel(tasks)
 
-    async def _stream_one(
-        self, index: int, request: Request, public_id: str
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        answer = Answer(public_id=public_id, index=index, incremental=self._incremental)
-        async with aclosing(self.service.stream(request)) as deltas:
+    async def _stream_one(self, part: _Part) -> AsyncGenerator[dict[str, Any], None]:
+        answer = Answer(public_id=part.public_id, index=part.index, incremental=self._incremental)
+        async with aclosing(self.service.stream(part.request, part.group)) as deltas:
             async for delta in deltas:
                 yield answer.add(delta)
 
     async def _pump(
         self,
         queue: asyncio.Queue[dict[str, Any] | BaseException | None],
-        index: int,
-        request: Request,
-        public_id: str,
+        part: _Part,
     ) -> None:
         try:
-            async with aclosing(self._stream_one(index, request, public_id)) as results:
+            async with aclosing(self._stream_one(part)) as results:
                 async for result in results:
                     queue.put_nowait(result)
         except Exception as error:
@@ -206,9 +211,14 @@ def _checked_ids(input_ids: Any) -> list[int]:
     return input_ids
 
 
-def _request(prompt: Any, input_ids: list[int]) -> Request:
+def _timeout_s(raw_request: Any) -> float | None:
+    """Return the deadline that came with the HTTP request, which SGLang's classes do not carry."""
+    return getattr(getattr(raw_request, "state", None), "timeout_s", None)
+
+
+def _request(prompt: Any, input_ids: list[int], timeout_s: float | None) -> Request:
     params = {k: v for k, v in (prompt.sampling_params or {}).items() if k != "n"}
-    return Request(new_rid(), input_ids, params, _options(prompt))
+    return Request(new_rid(), input_ids, params, _options(prompt), timeout_s)
 
 
 def _options(prompt: Any) -> Options:

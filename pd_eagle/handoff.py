@@ -66,6 +66,8 @@ async def run(pair: Pair, request: Request, deadline: float) -> AsyncGenerator[D
         while True:
             for half, event in await mailbox.take():
                 if isinstance(event, Failed):
+                    if half == "prefill" and prompt.begun:
+                        continue  # decode has the KV: it goes on without prefill
                     raise from_code(event.code, event.message)
                 if half == "prefill":
                     prompt.learn(event)
@@ -88,6 +90,7 @@ class _PromptLogprobs:
 
     def __init__(self, *, wanted: bool) -> None:
         self.known = not wanted
+        self.begun = False
         self._entries: dict[str, Any] = {}
         self._held: list[Delta] = []
 
@@ -103,6 +106,7 @@ class _PromptLogprobs:
         return self.release() if self.known else []
 
     def release(self) -> list[Delta]:
+        self.begun = self.begun or bool(self._held)
         held, self._held = self._held, []
         if not self._entries:
             return held

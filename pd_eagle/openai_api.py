@@ -58,6 +58,7 @@ class OpenAIApi:
             chat_template=serving.chat_template,
             completion_template=serving.completion_template,
         )
+        self.decode = facade.tokenizer.decode
         self.model = facade.served_model_name
         self.context_length: int = facade.model_config.context_len
         self._serving: dict[Endpoint, Any] = {
@@ -65,8 +66,8 @@ class OpenAIApi:
             "completion": _Completion(facade, templates),
         }
 
-    def parse(self, endpoint: Endpoint, body: bytes) -> Any:
-        """Return the request that `body` holds.
+    def parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
+        """Return the request that `body` holds; its `timeout`, in seconds, goes into `http.state`.
 
         Raises `InvalidRequest` for what is not a request, `ModelNotFound` for another model's.
         """
@@ -77,6 +78,7 @@ class OpenAIApi:
             raise InvalidRequest(f"the body is not JSON: {error}") from error
         if not isinstance(fields, dict):
             raise InvalidRequest(f"the body is {type(fields).__name__}: wanted a JSON object")
+        http.state.timeout_s = _timeout_s(fields.pop("timeout", None))
         try:
             request = request_class.model_validate(fields)
         except ValidationError as error:
@@ -179,6 +181,14 @@ class _Chat(_RaisesErrors, OpenAIServingChat):  # type: ignore[misc]
 
 class _Completion(_RaisesErrors, OpenAIServingCompletion):  # type: ignore[misc]
     pass
+
+
+def _timeout_s(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise InvalidRequest(f"timeout={value!r:.50}: wanted a number of seconds above 0")
+    return float(value)
 
 
 def _describe(error: ValidationError) -> str:

@@ -63,6 +63,7 @@ class PDEngine:
         except BaseException:
             self._loop.close()
             raise
+        self._front.service.decode = tokenizer.decode
         self._api = GenerateApi(self._front.service, tokenizer, incremental=False)
 
     def health(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pd_eagle.errors import NotServing
 from pd_eagle.messages import Bootstrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from pd_eagle.messages import Role
     from pd_eagle.worker import Worker
@@ -45,34 +45,42 @@ class Pair:
 
 
 class Router:
-    """Hands out pairs in turn."""
+    """Hands out pairs in turn; `broken` are the names of pairs whose link does not work."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
+        self.broken: set[str] = set()
         self._workers = workers
         self._turns: dict[Role, Iterator[int]] = {
             role: itertools.count() for role in ("prefill", "decode", "unified")
         }
 
-    def pick(self) -> Pair:
-        """Return the next pair. Raises `NotServing` when a role has no ready worker."""
-        if any(worker.role == "unified" for worker in self._workers):
-            return Pair(None, self._next("unified"))
-        return Pair(self._next("prefill"), self._next("decode"))
+    def pick(self, tried: Collection[str] = ()) -> Pair:
+        """Return the next pair; one of `tried` only if there is no other.
+
+        Raises `NotServing` when a role has no ready worker, or no link works.
+        """
+        pairs = [pair for pair in self.all_pairs() if pair.name not in self.broken]
+        if not pairs:
+            raise NotServing("no prefill worker and decode worker are ready that reach each other")
+        fresh = [pair for pair in pairs if pair.name not in tried] or pairs
+        if fresh[0].prefill is None:
+            return self._take_turn("unified", fresh)
+        return self._take_turn("prefill", self._same_decode(fresh))
 
     def all_pairs(self) -> list[Pair]:
-        """Return every pair of ready workers."""
-        serving = self._ready("unified")
-        return [Pair(None, worker) for worker in serving] + [
+        """Return every pair of ready workers, those with a broken link too."""
+        return [Pair(None, worker) for worker in self._ready("unified")] + [
             Pair(prefill, decode)
             for prefill in self._ready("prefill")
             for decode in self._ready("decode")
         ]
 
-    def _next(self, role: Role) -> Worker:
-        ready = self._ready(role)
-        if not ready:
-            raise NotServing(f"no {role} worker is ready")
-        return ready[next(self._turns[role]) % len(ready)]
+    def _same_decode(self, pairs: list[Pair]) -> list[Pair]:
+        decode = self._take_turn("decode", list({p.decode.name: p for p in pairs}.values())).decode
+        return [pair for pair in pairs if pair.decode is decode]
+
+    def _take_turn(self, role: Role, pairs: list[Pair]) -> Pair:
+        return pairs[next(self._turns[role]) % len(pairs)]
 
     def _ready(self, role: Role) -> list[Worker]:
         return [w for w in self._workers if w.role == role and w.state == "ready"]

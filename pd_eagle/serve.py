@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pd_eagle.deployment import Deployment
+    from pd_eagle.openai_api import OpenAIApi
     from pd_eagle.zygote import ZygoteProcess
 
 logger = logging.getLogger(__name__)
@@ -147,10 +148,11 @@ class _Server:
             starting.cancel()
             raise
         await starting
+        self._front.service.decode = openai.decode
         self._front.openai = openai
         logger.info("%s: serving %s", self._front.service.status, openai.model)
 
-    def _make_openai(self):  # type: ignore[no-untyped-def]
+    def _make_openai(self) -> OpenAIApi:
         from pd_eagle.openai_api import OpenAIApi
 
         return OpenAIApi(self._front.service, self._front.deployment.front_args())

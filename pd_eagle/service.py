@@ -1,4 +1,4 @@
-"""The async heart: start a plan, check and stream requests, tell how it is, stop.
+"""The async heart: start a plan, admit, check and stream requests, tell how it is, stop.
 
 Everything above it (HTTP, `PDEngine`) enters at `Service.stream`. It knows nothing of HTTP or of
 SGLang's dictionaries.
@@ -12,19 +12,31 @@ import logging
 import time
 import uuid
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pd_eagle import handoff
-from pd_eagle.errors import ContextLengthExceeded, InvalidRequest, NotServing, PdEagleError
+from pd_eagle.admission import Admission, Limits
+from pd_eagle.canary import Canary
+from pd_eagle.errors import (
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotServing,
+    PdEagleError,
+    TransferFailed,
+    WorkerDied,
+)
 from pd_eagle.messages import Request
+from pd_eagle.resume import Progress, why_not_resume
 from pd_eagle.router import Router
-from pd_eagle.supervisor import Supervisor
+from pd_eagle.supervisor import RestartPolicy, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
-    from pd_eagle.messages import Delta
+    from pd_eagle.messages import Delta, EngineInfo
     from pd_eagle.placement import Plan
     from pd_eagle.router import Pair
     from pd_eagle.worker import Launch, Worker
@@ -33,7 +45,10 @@ logger = logging.getLogger(__name__)
 
 Status = Literal["starting", "ready", "degraded", "draining", "failed"]
 
-_PROBE_TIMEOUT_S = 120.0
+#: New tokens that a request is taken to need of the KV pool, if it may make more: few do.
+_EXPECTED_NEW_TOKENS = 512
+#: KV tokens that stand for one request where MAX_INFLIGHT is unset.
+_TOKENS_PER_REQUEST = 256
 
 
 def new_rid() -> str:
@@ -41,22 +56,53 @@ def new_rid() -> str:
     return uuid.uuid4().hex
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePolicy:
+    """How requests are treated; the settings of the same names say it in full."""
+
+    request_timeout_s: float = 600.0
+    retry_limit: int = 3
+    resume: bool = True
+    max_inflight: int | None = None
+    max_queue: int | None = None
+    queue_timeout_s: float = 30.0
+    canary_interval_s: float = 30.0
+    restarts: RestartPolicy = field(default_factory=RestartPolicy)
+
+
 class Service:
     """All workers of one plan as one object that answers requests."""
 
-    def __init__(self, plan: Plan, *, request_timeout_s: float) -> None:
+    def __init__(self, plan: Plan, policy: ServicePolicy) -> None:
         self.plan = plan
         self.status: Status = "starting"
-        self.inflight = 0
-        self._request_timeout_s = request_timeout_s
-        self._supervisor = Supervisor(plan, self._on_worker_death)
+        self.decode: Callable[[list[int]], str] | None = None  # set by who has a tokenizer
+        self.resumed = 0
+        self.retried = 0
+        self._policy = policy
+        self._supervisor = Supervisor(plan, self._on_change, policy.restarts)
         self._router = Router(self.workers)
+        self._canary = Canary(self._router, self.probe, self._on_change, policy.canary_interval_s)
+        self._admission = Admission(Limits(1, 1, 0, policy.queue_timeout_s))
+        self._limits: EngineInfo | None = None
+        self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self.open = 0
 
     @property
     def workers(self) -> list[Worker]:
         return self._supervisor.workers
+
+    @property
+    def inflight(self) -> int:
+        return self._admission.inflight
+
+    @property
+    def queued(self) -> int:
+        return self._admission.queued
+
+    # --- life
 
     async def start(self, launch: Callable[[str, Path], Launch]) -> None:
         """Start all workers and run one real token through every pair.
@@ -72,93 +118,21 @@ class Service:
             self.status = "failed"
             await self._supervisor.stop()
             raise
-        self._settle_status()
+        self._learn_limits()
+        self._canary.start()
+        self._on_change()
         logger.info("%s after %.1f s", self.status, time.monotonic() - began)
 
-    async def probe(self, pair: Pair) -> None:
-        """Carry one real token over `pair` from prompt to end."""
-        request = Request(new_rid(), [0], {"max_new_tokens": 1, "temperature": 0})
-        deadline = asyncio.get_running_loop().time() + _PROBE_TIMEOUT_S
-        async with aclosing(handoff.run(pair, request, deadline)) as deltas:
-            async for _ in deltas:
-                pass
-        logger.info("%s carried a token end to end", pair.name)
-
-    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
-        """Yield what the engines add to `request`; the last delta is `finished`.
-
-        Close the generator (`contextlib.aclosing`) to abort. Raises `InvalidRequest` before
-        anything is sent to an engine, else a `PdEagleError` as the request's one terminal event.
-        """
-        self._refuse_unless_serving()
-        self.check(request)
-        timeout_s = request.timeout_s or self._request_timeout_s
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        pair = self._router.pick()
-        logger.debug("request %s goes to %s", request.rid, pair.name)
-        self._enter()
-        try:
-            async with aclosing(handoff.run(pair, request, deadline)) as deltas:
-                async for delta in deltas:
-                    yield delta
-        except PdEagleError as error:
-            level = logging.DEBUG if error.status < 500 else logging.WARNING
-            logger.log(level, "request %s failed on %s: %s", request.rid, pair.name, error)
-            raise
-        finally:
-            self._leave()
-
-    def check(self, request: Request) -> None:
-        """Refuse what an engine would refuse, or die of. Raises `InvalidRequest`.
-
-        SGLang 0.5.23 does not check token ids: one outside the vocabulary kills the scheduler. A
-        request that one half alone refuses would hang on the other.
-        """
+    def _learn_limits(self) -> None:
         infos = [worker.info for worker in self.workers if worker.info is not None]
-        ids = request.input_ids
-        if not ids:
-            raise InvalidRequest("the prompt is empty: wanted at least one token")
-        vocab_size = min(info.vocab_size for info in infos)
-        if min(ids) < 0 or max(ids) >= vocab_size:
-            wrong = next(i for i in ids if not 0 <= i < vocab_size)
-            raise InvalidRequest(f"token id {wrong} in the prompt: wanted 0 to {vocab_size - 1}")
-        new_tokens = request.sampling_params.get("max_new_tokens") or 0
-        _check_length(len(ids), new_tokens, min(info.context_length for info in infos))
-        pool = min(info.max_total_tokens for info in infos)
-        if len(ids) + new_tokens > pool:
-            raise ContextLengthExceeded(
-                f"{len(ids)} prompt tokens and {new_tokens} new tokens do not fit the engine's "
-                f"KV pool of {pool} tokens"
-            )
-
-    def _refuse_unless_serving(self) -> None:
-        if self.status not in ("ready", "degraded"):
-            raise NotServing(f"the service is {self.status}")
-
-    def _enter(self) -> None:
-        self.inflight += 1
-        self._idle.clear()
-
-    def _leave(self) -> None:
-        self.inflight -= 1
-        if self.inflight == 0:
-            self._idle.set()
-
-    def _on_worker_death(self, worker: Worker, how: str) -> None:
-        logger.error("%s failed: %s", worker.name, how)
-        self._settle_status()
-
-    def _settle_status(self) -> None:
-        if self.status == "draining":
-            return
-        if all(worker.state == "ready" for worker in self.workers):
-            self.status = "ready"
-        elif self._router.all_pairs():
-            self.status = "degraded"
-        elif any(worker.state == "starting" for worker in self.workers):
-            self.status = "starting"
-        else:
-            self.status = "failed"
+        serving = [w.info for w in self.workers if w.info is not None and w.role != "prefill"]
+        self._limits = min(infos, key=lambda info: (info.max_total_tokens, info.context_length))
+        tokens = sum(info.max_total_tokens for info in serving)
+        inflight = self._policy.max_inflight or max(tokens // _TOKENS_PER_REQUEST, 8)
+        queue = self._policy.max_queue
+        self._admission.limits = Limits(
+            inflight, tokens, 4 * inflight if queue is None else queue, self._policy.queue_timeout_s
+        )
 
     async def stop(self, drain_timeout_s: float = 0.0) -> bool:
         """Refuse new requests, let running ones end for a while, stop all workers.
@@ -166,24 +140,187 @@ class Service:
         Returns False if requests were cut off.
         """
         self.status = "draining"
-        if self.inflight:
+        if self.open:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), drain_timeout_s)
-        drained = self.inflight == 0
+        drained = self.open == 0
         if not drained:
-            logger.warning("%d requests are cut off", self.inflight)
+            logger.warning("%d requests are cut off", self.open)
+        self._wake()
+        await self._canary.stop()
         await self._supervisor.stop()
         return drained
 
+    def _on_change(self) -> None:
+        """Take in that a worker or a link is not what it was."""
+        if self.status != "draining":
+            self.status = self._judge()
+        self._wake()
 
-def _check_length(prompt_tokens: int, new_tokens: int, context_length: int) -> None:
-    if prompt_tokens >= context_length:
+    def _judge(self) -> Status:
+        working = [p for p in self._router.all_pairs() if p.name not in self._router.broken]
+        if all(w.state == "ready" for w in self.workers) and not self._router.broken:
+            return "ready"
+        if working:
+            return "degraded"
+        return "starting" if self._supervisor.recovering() or self._router.broken else "failed"
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # --- requests
+
+    async def probe(self, pair: Pair, timeout_s: float = 120.0) -> None:
+        """Carry one real token over `pair` from prompt to end."""
+        request = Request(new_rid(), [0], {"max_new_tokens": 1, "temperature": 0})
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        async with aclosing(handoff.run(pair, request, deadline)) as deltas:
+            async for _ in deltas:
+                pass
+        self._canary.carried(pair)
+        logger.debug("%s carried a token end to end", pair.name)
+
+    def refuse_if_full(self) -> None:
+        """Raise what `stream` would raise for any request, before work is put into reading it."""
+        self._refuse_unless_serving()
+        self._admission.refuse_if_full()
+
+    async def stream(self, request: Request, group: object = None) -> AsyncGenerator[Delta, None]:
+        """Yield what the engines add to `request`; the last delta is `finished`.
+
+        Close the generator (`contextlib.aclosing`) to abort. Requests of one `group` wait in one
+        line. Raises `InvalidRequest` before anything is sent to an engine, else a `PdEagleError`
+        as the request's one terminal event.
+        """
+        self._refuse_unless_serving()
+        cost = self.check(request)
+        deadline = asyncio.get_running_loop().time() + (
+            request.timeout_s or self._policy.request_timeout_s
+        )
+        self._open(1)
+        try:
+            await self._admission.enter(request.rid if group is None else id(group), cost)
+            try:
+                async with aclosing(self._attempts(request, deadline)) as deltas:
+                    async for delta in deltas:
+                        yield delta
+            finally:
+                self._admission.leave(cost)
+        finally:
+            self._open(-1)
+
+    def _open(self, change: int) -> None:
+        self.open += change
+        if self.open:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    async def _attempts(self, request: Request, deadline: float) -> AsyncGenerator[Delta, None]:
+        progress = Progress(request, self.decode)
+        tried: list[str] = []
+        rid = request.rid
+        while True:
+            pair = await self._next_pair(tried, deadline)
+            attempt = handoff.run(pair, progress.next_attempt(rid), deadline)
+            try:
+                async with aclosing(attempt) as deltas:
+                    async for delta in deltas:
+                        if (seen := progress.add(delta)) is not None:
+                            yield seen
+                            if seen.finished:
+                                self._canary.carried(pair)
+                                return
+            except (WorkerDied, TransferFailed) as error:
+                self._note_failure(pair, error)
+                tried.append(pair.name)
+                self._refuse_another_try(request, progress, tried, error)
+                rid = new_rid()
+            except PdEagleError as error:
+                level = logging.DEBUG if error.status < 500 else logging.WARNING
+                logger.log(level, "request %s failed on %s: %s", rid, pair.name, error)
+                raise
+
+    def _note_failure(self, pair: Pair, error: PdEagleError) -> None:
+        if isinstance(error, TransferFailed):
+            self._canary.doubt(pair)
+
+    def _refuse_another_try(
+        self, request: Request, progress: Progress, tried: list[str], error: PdEagleError
+    ) -> None:
+        """Raise `error` where going on elsewhere is not allowed or would not be the same answer."""
+        why = why_not_resume(request) if progress.begun else None
+        if progress.begun and not self._policy.resume:
+            why = "RESUME is off"
+        if self.status == "draining":
+            why = "the service is stopping"
+        if len(tried) > self._policy.retry_limit:
+            why = f"{len(tried)} pairs were tried: {', '.join(tried)} (RETRY_LIMIT)"
+        if why:
+            logger.warning("request %s fails: %s; %s", request.rid, error, why)
+            raise type(error)(f"{error}; not tried elsewhere: {why}")
+        self.resumed += progress.begun
+        self.retried += not progress.begun
+        verb = "resumed" if progress.begun else "tried again"
+        logger.warning("request %s is %s on another pair: %s", request.rid, verb, error)
+
+    async def _next_pair(self, tried: list[str], deadline: float) -> Pair:
+        """Return a pair, waiting for one that comes back as long as the deadline allows."""
+        while True:
+            changed = self._changed
+            try:
+                return self._router.pick(tried[-1:])
+            except NotServing:
+                if self.status not in ("starting", "degraded", "ready"):
+                    raise
+            remaining_s = deadline - asyncio.get_running_loop().time()
+            try:
+                await asyncio.wait_for(changed.wait(), remaining_s)
+            except TimeoutError:
+                kind = NotServing if tried else DeadlineExceeded
+                raise kind("no pair of workers came back before the request's deadline") from None
+
+    def check(self, request: Request) -> int:
+        """Return the KV tokens that `request` is taken to need.
+
+        Refuses what an engine would refuse, or die of: SGLang 0.5.23 does not check token ids, and
+        one outside the vocabulary kills the scheduler; a request that one half alone refuses would
+        hang on the other. Raises `InvalidRequest`.
+        """
+        limits = self._limits
+        if limits is None:
+            raise NotServing(f"the service is {self.status}")
+        ids = request.input_ids
+        if not ids:
+            raise InvalidRequest("the prompt is empty: wanted at least one token")
+        if min(ids) < 0 or max(ids) >= limits.vocab_size:
+            wrong = next(i for i in ids if not 0 <= i < limits.vocab_size)
+            raise InvalidRequest(
+                f"token id {wrong} in the prompt: wanted 0 to {limits.vocab_size - 1}"
+            )
+        new_tokens = request.sampling_params.get("max_new_tokens") or 0
+        _check_length(len(ids), new_tokens, limits)
+        return len(ids) + min(new_tokens or _EXPECTED_NEW_TOKENS, _EXPECTED_NEW_TOKENS)
+
+    def _refuse_unless_serving(self) -> None:
+        if self.status in ("draining", "failed") or self._limits is None:
+            raise NotServing(f"the service is {self.status}")
+
+
+def _check_length(prompt_tokens: int, new_tokens: int, limits: EngineInfo) -> None:
+    if prompt_tokens >= limits.context_length:
         raise ContextLengthExceeded(
             f"the prompt has {prompt_tokens} tokens: wanted fewer than the context's "
-            f"{context_length}"
+            f"{limits.context_length}"
         )
-    if prompt_tokens + new_tokens > context_length:
+    if prompt_tokens + new_tokens > limits.context_length:
         raise ContextLengthExceeded(
             f"{prompt_tokens} prompt tokens and {new_tokens} new tokens: wanted at most the "
-            f"context's {context_length} together"
+            f"context's {limits.context_length} together"
+        )
+    if prompt_tokens + new_tokens > limits.max_total_tokens:
+        raise ContextLengthExceeded(
+            f"{prompt_tokens} prompt tokens and {new_tokens} new tokens do not fit the engine's "
+            f"KV pool of {limits.max_total_tokens} tokens"
         )

@@ -1,25 +1,30 @@
-"""Starts a plan's workers all at once, waits until every one is ready, stops them all.
+"""Starts a plan's workers all at once, watches them, restarts those that die, stops them all.
 
-One that cannot start ends the start of the whole plan at once. What to do about a worker that dies
-later is its owner's to say. It knows nothing of requests.
+One that cannot start ends the first start of the whole plan; later it is tried again, more and more
+seldom, and given up after a limit. It knows nothing of requests.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import random
 import socket
 import tempfile
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pd_eagle.config import DEFAULT_BOOTSTRAP_PORT
-from pd_eagle.errors import StartFailed
+from pd_eagle.errors import PdEagleError, StartFailed
 from pd_eagle.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
 
     from pd_eagle.placement import Plan
     from pd_eagle.worker import Launch
@@ -27,37 +32,176 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Supervisor:
-    """Owns the workers of one plan."""
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """When a dead worker is started again: at most `limit` times in `window_s`.
 
-    def __init__(self, plan: Plan, on_death: Callable[[Worker, str], None]) -> None:
-        self.workers = [Worker(worker, on_death) for worker in plan.workers]
+    The wait doubles from `first_delay_s` to `longest_delay_s`, give or take a quarter, so that
+    workers that died together do not come back together.
+    """
+
+    limit: int = 5
+    window_s: float = 300.0
+    first_delay_s: float = 0.1
+    longest_delay_s: float = 30.0
+    hang_timeout_s: float = 30.0
+
+    def delay_s(self, recent: int) -> float:
+        """Return the wait before another start, after `recent` others within the window."""
+        doubled = self.first_delay_s * 2.0**recent
+        return min(doubled, self.longest_delay_s) * random.uniform(0.75, 1.25)
+
+
+class Supervisor:
+    """Owns the workers of one plan.
+
+    `on_change` is called when a worker dies, comes back, is suspected or is given up.
+    """
+
+    def __init__(
+        self, plan: Plan, on_change: Callable[[], None], policy: RestartPolicy | None = None
+    ) -> None:
+        self.workers = [Worker(worker, self._on_death) for worker in plan.workers]
+        self._policy = policy or RestartPolicy()
+        self._on_change = on_change
+        self._launch: Callable[[str, Path], Launch] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._starts = itertools.count()
+        self._restarts: dict[str, deque[float]] = defaultdict(deque)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     async def start(self, launch: Callable[[str, Path], Launch]) -> None:
-        """Start every worker; `launch(name, temp_dir)` says how.
+        """Start every worker; `launch(name, temp_dir)` says how, for restarts too.
 
         Raises `StartFailed` of the first that fails, after all others were ended.
         """
+        self._launch = launch
         self._folder = tempfile.TemporaryDirectory(prefix="pd_eagle-")
-        folder = Path(self._folder.name)
-        starts = [
-            asyncio.create_task(worker.start(launch(worker.name, folder / worker.name)))
-            for worker in self.workers
-        ]
+        starts = [asyncio.create_task(self._start(worker)) for worker in self.workers]
         try:
             await asyncio.gather(*starts)
         except BaseException:
             await self.stop()
             await asyncio.gather(*starts, return_exceptions=True)
             raise
+        for worker in self.workers:
+            self._spawn(self._watch(worker))
+
+    async def _start(self, worker: Worker) -> None:
+        assert self._launch is not None
+        assert self._folder is not None
+        temp_dir = Path(self._folder.name) / f"{worker.name}-{next(self._starts)}"
+        await worker.start(self._launch(worker.name, temp_dir))
 
     async def stop(self) -> None:
         """Stop every worker, whatever its state."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
         await asyncio.gather(*(worker.stop() for worker in self.workers))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+    def recovering(self) -> bool:
+        """Return whether a worker that does not serve now may do so later."""
+        return not self._stopping and any(
+            worker.state in ("starting", "suspect", "restarting") for worker in self.workers
+        )
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("a task of the supervisor failed", exc_info=error)
+
+    # --- death and return
+
+    def _on_death(self, worker: Worker, how: str) -> None:
+        logger.error("%s failed: %s", worker.name, how)
+        if not self._stopping:
+            worker.become("restarting")
+            self._spawn(self._restart(worker))
+        self._on_change()
+
+    async def _restart(self, worker: Worker) -> None:
+        recent = self._restarts[worker.name]
+        while True:
+            while recent and recent[0] < time.monotonic() - self._policy.window_s:
+                recent.popleft()
+            if len(recent) >= self._policy.limit:
+                self._give_up(worker, len(recent))
+                return
+            await asyncio.sleep(self._policy.delay_s(len(recent)))
+            recent.append(time.monotonic())
+            if await self._came_back(worker):
+                self._on_change()
+                return
+
+    async def _came_back(self, worker: Worker) -> bool:
+        began = time.monotonic()
+        if worker.state == "failed":
+            worker.become("restarting")
+        try:
+            await self._start(worker)
+        except StartFailed as error:
+            logger.error("%s", error)
+            return False
+        worker.restarts += 1
+        logger.warning("%s is back after %.1f s", worker.name, time.monotonic() - began)
+        return True
+
+    def _give_up(self, worker: Worker, restarts: int) -> None:
+        worker.last_error = (
+            f"given up after {restarts} restarts within {self._policy.window_s:g} s: "
+            f"{worker.last_error}"
+        )
+        if worker.state != "failed":
+            worker.become("failed")
+        logger.error("%s: %s", worker.name, worker.last_error)
+        self._on_change()
+
+    # --- signs of life
+
+    async def _watch(self, worker: Worker) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self._policy.hang_timeout_s / 4))
+            if worker.state in ("ready", "suspect"):
+                with contextlib.suppress(PdEagleError):  # it died meanwhile: others are told
+                    await self._check(worker)
+
+    async def _check(self, worker: Worker) -> None:
+        patience_s = self._policy.hang_timeout_s / 2
+        silence_s = await self._silence_s(worker, patience_s)
+        if silence_s < patience_s:
+            if worker.state == "suspect":
+                worker.become("ready")
+                self._on_change()
+        elif worker.state == "ready":
+            worker.become("suspect")
+            self._on_change()
+        elif worker.state == "suspect" and silence_s >= 2 * patience_s:
+            worker.declare_dead(f"no sign of life for {silence_s:.1f} s")
+
+    async def _silence_s(self, worker: Worker, patience_s: float) -> float:
+        """Return for how long host or scheduler have been silent.
+
+        The host answers pings. The scheduler generates, or writes a snapshot, at least once a
+        second unless a step takes longer; the host reads it even when the scheduler hangs (SGLang
+        0.5.23).
+        """
+        try:
+            load = await asyncio.wait_for(worker.ping(), patience_s)
+        except TimeoutError:
+            return time.monotonic() - worker.heard_at
+        snapshot_age_s = time.time() - load.snapshot_at if load else 0.0
+        return min(snapshot_age_s, time.monotonic() - worker.generated_at)
 
 
 def bootstrap_ports(asked: int | None, names: list[str]) -> Mapping[str, int]:
@@ -69,8 +213,13 @@ def bootstrap_ports(asked: int | None, names: list[str]) -> Mapping[str, int]:
         raise StartFailed(
             f"DISAGG_BOOTSTRAP_PORT={asked}: wanted a free port, something listens on it"
         )
-    free = (port for port in itertools.count(asked or DEFAULT_BOOTSTRAP_PORT) if _is_free(port))
+    free = free_ports(asked or DEFAULT_BOOTSTRAP_PORT)
     return {name: next(free) for name in names}
+
+
+def free_ports(first: int) -> Iterator[int]:
+    """Yield the ports from `first` on that nobody listens on."""
+    return (port for port in itertools.count(first) if _is_free(port))
 
 
 def _is_free(port: int) -> bool:

@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import re
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,6 +87,7 @@ class Worker:
         self.last_error: str | None = None
         self.restarts = 0
         self.served = 0
+        self.heard_at = self.generated_at = time.monotonic()
         self.bootstrap_port: int | None = None
         self._on_death = on_death
         self._sinks: dict[str, Callable[[Event], None]] = {}
@@ -128,6 +130,7 @@ class Worker:
         Raises `StartFailed` with the engine's last words as soon as the start cannot succeed.
         """
         self.bootstrap_port = launch.bootstrap_port
+        self.info, self.load, self._eof = None, None, False
         launch.temp_dir.mkdir(parents=True, exist_ok=True)
         self._process = process = await launch.launcher.launch()
         self._output = OutputTail(process.output_fd, self._log_line)
@@ -180,8 +183,8 @@ class Worker:
         """
         if self._process is None:
             return
-        if self.state == "starting":  # its loop does not run yet: it could not hear us
-            self.kill()
+        if self.state in ("starting", "restarting"):
+            self.kill()  # its loop does not run yet: it could not hear us
         elif self.state not in ("failed", "stopping"):
             self.become("stopping")
             self._fail_requests(NotServing.code, "it is stopping")
@@ -190,6 +193,10 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.exited.wait(), _STOP_TIMEOUT_S)
         self._release()
+
+    def declare_dead(self, how: str) -> None:
+        """Treat a serving worker as dead because of `how`: kill it, fail its requests."""
+        self._died(how)
 
     def kill(self) -> None:
         """Kill the process and all it started; a start that is under way fails."""
@@ -248,7 +255,7 @@ class Worker:
     def submit(self, submit: Submit, sink: Callable[[Event], None]) -> None:
         """Send one request; `sink` gets its events, the last of them terminal, unless aborted."""
         rid = submit.request.rid
-        if self.state != "ready" or self._channel is None:
+        if self.state not in ("ready", "suspect") or self._channel is None:
             sink(Failed(rid, WorkerDied.code, f"{self.name} is {self.state}"))
             return
         self._sinks[rid] = sink
@@ -273,6 +280,7 @@ class Worker:
         return self.load
 
     def _on_message(self, message: FromWorker) -> None:
+        self.heard_at = time.monotonic()
         match message:
             case Delta() | Failed():
                 self._deliver(message)
@@ -287,8 +295,9 @@ class Worker:
     def _deliver(self, event: Event) -> None:
         terminal = isinstance(event, Failed) or event.finished
         sink = self._sinks.pop(event.rid, None) if terminal else self._sinks.get(event.rid)
-        if isinstance(event, Delta) and event.finished:
-            self.served += 1
+        if isinstance(event, Delta):
+            self.generated_at = self.heard_at
+            self.served += event.finished
         if sink is not None:  # else it was aborted and the event crossed the abort
             sink(event)
 

@@ -33,7 +33,7 @@ from pd_eagle.launch import Ends, WorkerProcess, uninterrupted, when_ended
 from pd_eagle.orphan import lead_group_bound_to
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -316,6 +316,10 @@ class ZygoteLauncher:
         for process in self._workers.values():  # they live on; nobody else says when they end
             when_ended(process.pid, partial(process.record_exit, None))
 
+    @property
+    def gone(self) -> bool:
+        return self._gone.is_set()
+
     async def close(self) -> None:
         """End the zygote, and whatever was forked from it and still runs."""
         self._process.requests.close()
@@ -332,6 +336,36 @@ class ZygoteLauncher:
             await process.exited.wait()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._process.pid, 0)  # noqa: ASYNC222 - it has ended
+
+
+class LastingZygote:
+    """Asks a zygote for workers, and makes a new one when it has died.
+
+    Workers of the dead one live on. Raises `StartFailed` as `ZygoteLauncher` does.
+    """
+
+    def __init__(self, first: ZygoteLauncher, again: Callable[[], ZygoteProcess]) -> None:
+        self._zygotes = [first]
+        self._again = again
+        self._renewing = asyncio.Lock()
+
+    async def launch(self) -> WorkerProcess:
+        async with self._renewing:
+            if self._zygotes[-1].gone:
+                await self._renew()
+        return await self._zygotes[-1].launch()
+
+    async def _renew(self) -> None:
+        logger.warning("the zygote died: a new one is made")
+        zygote = ZygoteLauncher(await asyncio.to_thread(self._again))
+        reason = await zygote.ready()
+        self._zygotes.append(zygote)
+        if reason:
+            raise StartFailed(f"the new zygote may not fork: {reason}")
+
+    async def close(self) -> None:
+        for zygote in self._zygotes:
+            await zygote.close()
 
 
 def main(argv: list[str]) -> None:

@@ -37,7 +37,7 @@ channel orphan launch
 engine worker_main zygote
 worker
 supervisor
-router handoff
+router resume admission handoff canary
 metrics
 service
 generate_api openai_api
@@ -65,7 +65,7 @@ DOORS: dict[str, set[str]] = {
     "uvicorn": {"serve"},
     "orjson": {"app", "openai_api"},
     # The form of the values that cross a layer or a process.
-    "msgspec": {"messages", "channel", "engine", "worker_main", "zygote", "handoff"},
+    "msgspec": {"messages", "channel", "engine", "worker_main", "zygote", "handoff", "resume"},
 }
 
 # What answers at once must not even reach a module that imports these when it is imported.

@@ -78,7 +78,7 @@ def test_a_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert (found["model"], found["draft"], found["transfer"]) == (
         EMBEDDED,
-        str(demo.DRAFT),
+        None,
         "nixl",
     )
 
@@ -94,7 +94,7 @@ def test_a_plan_for_a_model_in_a_directory(
 def test_the_embedded_model_brings_its_draft(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "plan", "--gpus", "cpu", SPECULATIVE_ALGORITHM="EAGLE")
     assert f"model     {EMBEDDED}, " in out
-    assert "draft" not in out
+    assert f"draft     {demo.DRAFT}" in out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,120 @@
+"""Who may run now, who waits, and who is refused: SGLang's own limits do not hold in PD (0.5.23).
+
+Bounded by requests and by KV tokens; those who wait stand in one line per group, and the lines take
+turns, so that a batch of a thousand does not hold up a single stream. It does not know what a
+request is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+from pd_eagle.errors import Overloaded
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`max_tokens` are KV tokens of all serving engines; `queue_timeout_s` is the longest wait."""
+
+    max_inflight: int
+    max_tokens: int
+    max_queue: int
+    queue_timeout_s: float
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    cost: int
+    turn: asyncio.Future[None]
+
+
+class Admission:
+    """The door of the service."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.inflight = 0
+        self.tokens = 0
+        self.refused = 0
+        self._lines: OrderedDict[object, deque[_Waiting]] = OrderedDict()
+        self._queued = 0
+
+    @property
+    def queued(self) -> int:
+        return self._queued
+
+    def refuse_if_full(self) -> None:
+        """Raise `Overloaded` if one more would not even find a place in the queue."""
+        if self._queued >= self.limits.max_queue and not self._has_room(0):
+            self.refused += 1
+            raise Overloaded(
+                f"{self.inflight} requests run and {self._queued} wait: no more are taken "
+                "(MAX_INFLIGHT, MAX_QUEUE)"
+            )
+
+    async def enter(self, group: object, cost: int) -> None:
+        """Wait for a turn; `cost` is in KV tokens. Whoever entered must `leave` with that cost.
+
+        Raises `Overloaded` at once when the queue is full, or when the wait is too long.
+        """
+        if not self._queued and self._has_room(cost):
+            self._take(cost)
+            return
+        self.refuse_if_full()
+        waiting = _Waiting(cost, asyncio.get_running_loop().create_future())
+        self._lines.setdefault(group, deque()).append(waiting)
+        self._queued += 1
+        try:
+            await asyncio.wait_for(waiting.turn, self.limits.queue_timeout_s)
+        except TimeoutError:
+            self.refused += 1
+            raise Overloaded(
+                f"no turn within {self.limits.queue_timeout_s:g} s (QUEUE_TIMEOUT_S)"
+            ) from None
+        except asyncio.CancelledError:
+            if waiting.turn.done() and not waiting.turn.cancelled():
+                self.leave(cost)  # the turn came together with the cancellation
+            raise
+        finally:
+            if waiting.turn.cancelled():
+                self._withdraw(group, waiting)
+
+    def leave(self, cost: int) -> None:
+        self.inflight -= 1
+        self.tokens -= cost
+        self._call_next()
+
+    def _has_room(self, cost: int) -> bool:
+        # One that is larger than everything runs alone.
+        fits = self.tokens + cost <= self.limits.max_tokens or not self.inflight
+        return self.inflight < self.limits.max_inflight and fits
+
+    def _take(self, cost: int) -> None:
+        self.inflight += 1
+        self.tokens += cost
+
+    def _call_next(self) -> None:
+        while self._lines:
+            group, line = next(iter(self._lines.items()))
+            waiting = line[0]
+            if not self._has_room(waiting.cost):
+                return  # first come, first served: nobody smaller overtakes
+            line.popleft()
+            self._queued -= 1
+            del self._lines[group]
+            if line:
+                self._lines[group] = line  # behind all others
+            if not waiting.turn.done():
+                self._take(waiting.cost)
+                waiting.turn.set_result(None)
+
+    def _withdraw(self, group: object, waiting: _Waiting) -> None:
+        line = self._lines.get(group)
+        if line and waiting in line:
+            line.remove(waiting)
+            self._queued -= 1
+            if not line:
+                del self._lines[group]
+            self._call_next()

@@ -1,0 +1,167 @@
+"""How far a request has come, so that another pair can go on where one failed.
+
+It turns the deltas of every attempt into those of one undisturbed answer. It knows nothing of pairs
+or workers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pd_eagle.messages import Delta
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pd_eagle.messages import Request
+
+#: Sampling parameters whose state is the answer so far, which a new prompt would not restore.
+_STATEFUL = ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex", "custom_params")
+#: Penalties count what was generated; of a resumed answer the first part would be prompt.
+_PENALTIES = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1}
+#: How many last tokens show whether a character is still incomplete (at most 4 bytes in UTF-8).
+_CONTEXT_TOKENS = 8
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+def why_not_resume(request: Request) -> str | None:
+    """Return why `request` cannot go on elsewhere in mid-answer, None if it can."""
+    params = request.sampling_params
+    for name in _STATEFUL:
+        if params.get(name):
+            return f"{name} is set: its state is lost with the worker"
+    for name, neutral in _PENALTIES.items():
+        if params.get(name) not in (None, neutral):
+            return f"{name} is set: it counts the tokens that were lost with the worker"
+    if request.options.custom_logit_processor:
+        return "custom_logit_processor is set: its state is lost with the worker"
+    return None
+
+
+class Progress:
+    """One request over all its attempts.
+
+    `decode` makes text of token ids; without it every delta is taken to end a character.
+    """
+
+    def __init__(self, request: Request, decode: Callable[[list[int]], str] | None) -> None:
+        self._request = request
+        self._decode = decode
+        self._ids: list[int] = []
+        self._text = ""
+        self._ends: list[tuple[int, int]] = [(0, 0)]  # after each delta: tokens, characters
+        self._kept = (0, 0)  # of those, what the current attempt was given as its prompt
+        self._skip = (0, 0)  # what it will say again, though the client has it
+        self._prompt_meta: dict[str, Any] = {}
+
+    @property
+    def begun(self) -> bool:
+        """Whether the client has anything yet."""
+        return len(self._ends) > 1
+
+    def next_attempt(self, rid: str) -> Request:
+        """Return what another pair must be asked for, under a rid of its own."""
+        self._kept = kept, kept_chars = self._last_clean_end()
+        self._skip = (len(self._ids) - kept, len(self._text) - kept_chars)
+        if not kept:
+            return msgspec.structs.replace(self._request, rid=rid)
+        params = dict(self._request.sampling_params)
+        for name in ("max_new_tokens", "min_new_tokens"):
+            if params.get(name) is not None:
+                params[name] = max(params[name] - kept, 0)
+        return msgspec.structs.replace(
+            self._request,
+            rid=rid,
+            input_ids=self._request.input_ids + self._ids[:kept],
+            sampling_params=params,
+            # The prompt's own log probabilities came with the first attempt.
+            options=msgspec.structs.replace(self._request.options, logprob_start_len=-1),
+        )
+
+    def _last_clean_end(self) -> tuple[int, int]:
+        """Return where the last delta ended that did not end within a character.
+
+        The text of an incomplete character is held back by SGLang's detokenizer, and would be lost
+        if its first tokens became prompt.
+        """
+        if self._decode is None:
+            return self._ends[-1]
+        for tokens, characters in reversed(self._ends):
+            tail = self._ids[max(tokens - _CONTEXT_TOKENS, 0) : tokens]
+            if not tail or not self._decode(tail).endswith(_INCOMPLETE):
+                return tokens, characters
+        return (0, 0)
+
+    def add(self, delta: Delta) -> Delta | None:
+        """Return `delta` as a part of the whole answer, None if the client has all of it."""
+        seen = self._without_repetition(delta) if self._kept[0] or any(self._skip) else delta
+        seen = self._stopped_at_seam(seen)
+        meta = self._whole_meta(seen.meta)
+        self._ids += seen.output_ids
+        self._text += seen.text
+        self._ends = [*self._ends[-_CONTEXT_TOKENS:], (len(self._ids), len(self._text))]
+        if not (seen.output_ids or seen.text or seen.finished):
+            return None
+        return msgspec.structs.replace(seen, meta=meta)
+
+    def _without_repetition(self, delta: Delta) -> Delta:
+        ids, chars = self._skip
+        dropped_ids, dropped_chars = min(ids, len(delta.output_ids)), min(chars, len(delta.text))
+        self._skip = (ids - dropped_ids, chars - dropped_chars)
+        meta = {
+            key: value[dropped_ids:] if _is_increment(key, value) else value
+            for key, value in delta.meta.items()
+        }
+        return Delta(
+            delta.rid,
+            delta.text[dropped_chars:],
+            delta.output_ids[dropped_ids:],
+            meta,
+            delta.finished,
+        )
+
+    def _stopped_at_seam(self, delta: Delta) -> Delta:
+        """End the answer if a stop string began before the seam: the new engine cannot see it."""
+        seam = self._kept[1]
+        if not self._kept[0]:
+            return delta
+        after = self._text[seam:] + delta.text
+        for stop in self._stops():
+            reach = self._text[max(seam - len(stop) + 1, 0) : seam]
+            found = (reach + after[: len(stop) - 1]).find(stop)
+            if found < 0:
+                continue
+            end = seam - len(reach) + found + len(stop)
+            trimmed = not self._request.sampling_params.get("no_stop_trim")
+            text = "" if trimmed else delta.text[: max(end - len(self._text), 0)]
+            meta = delta.meta | {"finish_reason": {"type": "stop", "matched": stop}}
+            return Delta(delta.rid, text, delta.output_ids, meta, True)
+        return delta
+
+    def _stops(self) -> list[str]:
+        stop = self._request.sampling_params.get("stop") or []
+        return [stop] if isinstance(stop, str) else [text for text in stop if text]
+
+    def _whole_meta(self, meta: dict[str, Any]) -> dict[str, Any]:
+        kept = self._kept[0]
+        if not kept:
+            if not self._prompt_meta:
+                self._prompt_meta = {k: meta[k] for k in ("cached_tokens",) if k in meta}
+            return meta
+        whole = {k: v for k, v in meta.items() if not k.startswith("input_")}
+        whole |= {k: v for k, v in self._prompt_meta.items() if k in whole}
+        if "prompt_tokens" in whole:
+            whole["prompt_tokens"] = len(self._request.input_ids)
+        for name in ("completion_tokens", "output_token_logprobs_length"):
+            if name in whole:
+                whole[name] += kept
+        reason = whole.get("finish_reason")
+        if reason and reason["type"] == "length":
+            whole["finish_reason"] = reason | {"length": whole["completion_tokens"]}
+        return whole
+
+
+def _is_increment(key: str, value: object) -> bool:
+    return isinstance(value, list) and key.startswith("output_")
