@@ -82,6 +82,8 @@ class Supervisor:
         try:
             await asyncio.gather(*starts)
         except BaseException:
+            for start in starts:  # one that still waits for its process must not get it
+                start.cancel()
             await self.stop()
             await asyncio.gather(*starts, return_exceptions=True)
             raise
