@@ -77,7 +77,7 @@ class Exchange:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.ensure_future(self._app(self._scope, self._receive, self._send))  # type: ignore[arg-type]
+        self._task = asyncio.ensure_future(self._app(self._scope, self._receive, self._send))
         return self
 
     async def __aexit__(

@@ -18,18 +18,13 @@ from pd_eagle.errors import PdEagleError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Where the package may block the loop, and why that is right.
-_MAY_BLOCK = {
-    # one small folder a start, before and after anything is served
-    "os.mkdir": [("pd_eagle/supervisor.py", "start"), ("pd_eagle/worker.py", "start")],
-    "os.stat": [("pd_eagle/supervisor.py", "start"), ("pd_eagle/worker.py", "start")],
-    "os.path.abspath": [("pd_eagle/supervisor.py", "start")],
-    "os.scandir": [("pd_eagle/supervisor.py", "stop")],
-    "os.rmdir": [("pd_eagle/supervisor.py", "stop")],
-    "os.unlink": [("pd_eagle/supervisor.py", "stop")],
-    # a few hundred bytes into an empty socket buffer
-    "socket.socket.sendall": [("pd_eagle/worker_main.py", "send_spec")],
-}
+# Where the package may block the loop, and why that is right: one small folder a start, before
+# and after anything is served; a few hundred bytes into an empty socket buffer.
+_MAY_BLOCK = (
+    ("/tempfile.py", {"mkdtemp", "cleanup"}),
+    ("pd_eagle/worker.py", {"start"}),
+    ("pd_eagle/worker_main.py", {"send_spec"}),
+)
 
 
 def pytest_configure() -> None:
@@ -66,7 +61,7 @@ def never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     with blockbuster_ctx("pd_eagle") as blockbuster:
-        for name, places in _MAY_BLOCK.items():
-            for file, function in places:
-                blockbuster.functions[name].can_block_in(file, function)
+        for function in blockbuster.functions.values():
+            for file, callers in _MAY_BLOCK:
+                function.can_block_in(file, callers)
         yield

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 FACTORY = "tests.scripted:start"
 PRELOAD = "tests.scripted:preload"
 PRELOAD_WITH_THREAD = "tests.scripted:preload_with_thread"
+PRELOAD_FOR_EVER = "tests.scripted:preload_for_ever"
+PRELOAD_FAILS = "tests.scripted:preload_fails"
 OPENAI = "tests.scripted:ScriptedOpenAI"
 
 VOCAB_SIZE = 256
@@ -120,9 +122,15 @@ def preload_with_thread(argument: Any) -> None:
 
 
 def preload_for_ever(argument: str) -> None:
-    """Be a zygote that never ends its imports; say so by writing its pid to the path given."""
-    Path(argument).write_text(str(os.getpid()))
-    threading.Event().wait()
+    """Prepare a zygote for ever; the path in `argument`, if any, gets a word at its begin."""
+    if argument:
+        Path(argument).write_text("preparing")
+    signal.pause()
+
+
+def preload_fails(argument: Any) -> None:
+    """Fail to prepare a zygote."""
+    raise ImportError("the script says that something is not installed")
 
 
 def start(engine_args: Mapping[str, Any], *, fork: bool) -> ScriptedEngine:

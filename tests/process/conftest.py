@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import uuid
 from typing import TYPE_CHECKING, cast
@@ -41,12 +40,9 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture
 async def journal() -> AsyncIterator[Journal]:
     journal = Journal()
-    logger = logging.getLogger("pd_eagle")
-    logger.addHandler(journal)
-    logger.setLevel(logging.DEBUG)
+    journal.attach()
     yield journal
-    logger.setLevel(logging.NOTSET)
-    logger.removeHandler(journal)
+    journal.detach()
 
 
 async def forking_launcher(step: str = scripted.PRELOAD) -> ZygoteLauncher:

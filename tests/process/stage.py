@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from pd_eagle import handoff
 from pd_eagle.messages import Delta, Failed, Request, Submit
 from pd_eagle.placement import Plan, WorkerPlan
-from pd_eagle.service import Service, new_rid
+from pd_eagle.service import Service, ServicePolicy, new_rid
+from pd_eagle.supervisor import RestartPolicy
 from pd_eagle.worker import Launch, Worker
 from tests import scripted
 from tests.scripted import Script
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from pd_eagle.router import Pair
 
 READY = Script()
+#: Nothing is restarted, tried again or resumed: every failure is seen as it is.
+ONE_TRY = ServicePolicy(
+    request_timeout_s=60.0, retry_limit=0, resume=False, restarts=RestartPolicy(limit=0)
+)
 
 
 def plan_of(*roles: Role) -> Plan:
@@ -34,8 +39,8 @@ def plan_of(*roles: Role) -> Plan:
         WorkerPlan(f"{role}-{roles[:index].count(role)}", role, (), 1)
         for index, role in enumerate(roles)
     ]
-    mode = "unified" if roles[0] == "unified" else "pd"
-    return Plan(mode, "a test", "cpu", tuple(workers))
+    in_pd = roles[0] != "unified"
+    return Plan("pd" if in_pd else "unified", "a test", "cpu", tuple(workers))
 
 
 def request(prompt: str, new_tokens: int = scripted.DEFAULT_NEW_TOKENS) -> Request:
@@ -53,7 +58,16 @@ class Journal(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
+        self._logger = logging.getLogger("pd_eagle")
         self._more = asyncio.Event()
+
+    def attach(self) -> None:
+        self._logger.addHandler(self)
+        self._logger.setLevel(logging.DEBUG)
+
+    def detach(self) -> None:
+        self._logger.setLevel(logging.NOTSET)
+        self._logger.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
@@ -94,7 +108,7 @@ class Stage:
         self.launcher = launcher
         self.journal = journal
         self.deaths: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
-        self._folder = folder
+        self.folder = folder
         self._stack = contextlib.AsyncExitStack()
 
     def launch(self, plan: WorkerPlan, temp_dir: Path, script: Script) -> Launch:
@@ -113,7 +127,7 @@ class Stage:
         return worker
 
     async def start(self, worker: Worker, script: Script = READY) -> None:
-        await worker.start(self.launch(worker.plan, self._folder / worker.name, script))
+        await worker.start(self.launch(worker.plan, self.folder / worker.name, script))
 
     async def worker(
         self, script: Script = READY, name: str = "unified-0", role: Role = "unified"
@@ -123,8 +137,8 @@ class Stage:
         await self.start(worker, script)
         return worker
 
-    def new_service(self, *roles: Role, request_timeout_s: float = 60.0) -> Service:
-        service = Service(plan_of(*roles), request_timeout_s=request_timeout_s)
+    def new_service(self, *roles: Role, policy: ServicePolicy = ONE_TRY) -> Service:
+        service = Service(plan_of(*roles), policy)
         self._stack.push_async_callback(service.stop)
         return service
 
@@ -143,10 +157,10 @@ class Stage:
         self,
         *roles: Role,
         scripts: Mapping[str, Script] | None = None,
-        request_timeout_s: float = 60.0,
+        policy: ServicePolicy = ONE_TRY,
     ) -> Service:
         """Return a service of these roles that is ready."""
-        service = self.new_service(*roles, request_timeout_s=request_timeout_s)
+        service = self.new_service(*roles, policy=policy)
         await self.start_service(service, scripts)
         return service
 
@@ -158,6 +172,12 @@ class Stage:
     async def handoff(self, pair: Pair, request: Request, timeout_s: float = 60.0) -> str:
         deadline = asyncio.get_running_loop().time() + timeout_s
         return await text_of(handoff.run(pair, request, deadline))
+
+    async def idle(self, *workers: Worker) -> None:
+        """Wait until the engines of `workers` run nothing."""
+        for worker in workers:
+            while (load := await worker.ping()) is None or load.running:
+                pass
 
     async def close(self) -> None:
         await self._stack.aclose()

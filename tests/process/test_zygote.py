@@ -1,0 +1,165 @@
+"""The zygote: what it refuses, what it survives, what its death means."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from asyncio import create_task
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pd_eagle import zygote
+from pd_eagle.errors import StartFailed
+from pd_eagle.zygote import ZygoteLauncher
+from tests import scripted
+from tests.process import processes
+from tests.process.stage import Stage, request
+from tests.scripted import Script, answer_to
+
+if TYPE_CHECKING:
+    from pd_eagle.zygote import ZygoteProcess
+
+
+async def spawn(step: str) -> ZygoteProcess:
+    return await asyncio.to_thread(zygote.spawn, os.environ, "", step)
+
+
+def pid_of(stage: Stage) -> int:
+    assert isinstance(stage.launcher, ZygoteLauncher)
+    return stage.launcher._process.pid
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+async def test_it_refuses_to_fork_while_a_thread_runs() -> None:
+    launcher = ZygoteLauncher(await spawn(scripted.PRELOAD_WITH_THREAD))
+    assert await launcher.ready() == "2 threads run in it"
+    with pytest.raises(StartFailed, match="the zygote may not fork: 2 threads run in it"):
+        await launcher.launch()
+    await launcher.close()
+
+
+def test_a_process_with_threads_is_not_forked() -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        with pytest.raises(StartFailed, match="cannot be forked from this process: 2 threads run"):
+            zygote.fork_from_here(None, scripted.PRELOAD)
+    finally:
+        stop.set()
+        thread.join()
+
+
+FORK_HERE = """
+import os
+from pd_eagle import zygote
+from tests import scripted
+process = zygote.fork_from_here(None, scripted.PRELOAD)
+assert b"imported" in process.answers.recv(4096)
+assert os.getsid(process.pid) == process.pid != os.getsid(0)
+for end in (process.requests, process.answers, process.lifeline):
+    end.close()
+os.waitpid(process.pid, 0)
+"""
+
+
+def test_a_zygote_forked_from_here_leads_a_session_and_ends_with_its_sockets() -> None:
+    subprocess.run([sys.executable, "-c", FORK_HERE], check=True, timeout=10)
+
+
+async def test_it_says_when_it_cannot_be_prepared(capfd: pytest.CaptureFixture[str]) -> None:
+    launcher = ZygoteLauncher(await spawn(scripted.PRELOAD_FAILS))
+    with pytest.raises(StartFailed, match="the zygote died"):
+        await launcher.ready()
+    assert "ImportError: the script says that something is not installed" in capfd.readouterr().err
+    with pytest.raises(StartFailed, match="the zygote is gone"):
+        await launcher.launch()
+    await launcher.close()
+
+
+async def test_it_can_be_ended_while_it_is_prepared(tmp_path: Path) -> None:
+    launcher = ZygoteLauncher(await spawn(scripted.PRELOAD_FOR_EVER))
+    waiting = create_task(launcher.ready())
+    await asyncio.sleep(0)
+    await launcher.close()
+    with pytest.raises(StartFailed, match="the zygote died"):
+        await waiting
+
+
+async def test_it_can_be_ended_before_anybody_waits_for_it() -> None:
+    launcher = ZygoteLauncher(await spawn(scripted.PRELOAD_FOR_EVER))
+    await launcher.close()
+
+
+async def test_workers_serve_on_when_it_has_died(forked: Stage) -> None:
+    worker = await forked.worker()
+    os.kill(pid_of(forked), signal.SIGKILL)
+    with pytest.raises(StartFailed, match="the zygote"):
+        await forked.worker(name="unified-1")
+    delta = await forked.submit(worker, request("x", 1)).delta()
+    assert delta.text == answer_to("x", 1)
+    pid = worker.pid
+    async with asyncio.timeout(2):  # although nobody says with which code it ended
+        await worker.stop()
+    assert not processes.still_alive([pid or 0], timeout_s=0)
+
+
+async def test_its_death_ends_a_launch_that_waits_for_it(forked: Stage) -> None:
+    os.kill(pid_of(forked), signal.SIGSTOP)
+    launch = create_task(forked.launcher.launch())
+    await asyncio.sleep(0)
+    os.kill(pid_of(forked), signal.SIGKILL)
+    with pytest.raises(StartFailed, match="the zygote died"):
+        await launch
+
+
+async def test_a_launch_that_is_cancelled_leaves_no_process(forked: Stage) -> None:
+    os.kill(pid_of(forked), signal.SIGSTOP)
+    launch = create_task(forked.launcher.launch())
+    await asyncio.sleep(0.01)
+    launch.cancel()
+    os.kill(pid_of(forked), signal.SIGCONT)
+    with pytest.raises(asyncio.CancelledError):
+        await launch
+    worker = await forked.worker()  # the zygote is as good as before
+    assert children_of(pid_of(forked)) == [str(worker.pid)]
+
+
+async def test_it_reaps_what_a_killed_worker_leaves(forked: Stage) -> None:
+    worker = await forked.worker(Script(schedulers=2))
+    assert worker.info is not None
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    assert await forked.deaths.get() == ("unified-0", "its process ended")
+    assert not processes.still_alive(worker.info.scheduler_pids, timeout_s=2)
+    other = await forked.worker(name="unified-1")  # a round trip: what has ended was reaped
+    assert children_of(pid_of(forked)) == [str(other.pid)]
+
+
+async def test_a_forked_worker_holds_nothing_of_the_zygote(forked: Stage) -> None:
+    worker = await forked.worker()
+    other = await forked.worker(name="unified-1")
+    assert {_kind(what) for what in _open_files(worker.pid)} == {
+        "/dev/null",
+        "pipe",  # its output
+        "socket",  # data, lifeline, and its loop's own pair
+        "anon_inode",
+    }
+    shared = _open_files(worker.pid) & _open_files(other.pid)
+    assert not {what for what in shared if _kind(what) != "anon_inode"} - {"/dev/null"}
+
+
+def _kind(what: str) -> str:
+    return what.partition(":")[0]
+
+
+def _open_files(pid: int | None) -> set[str]:
+    return {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
