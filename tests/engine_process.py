@@ -7,13 +7,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pkgutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from pd_eagle import cpu
 
@@ -21,6 +22,8 @@ Json = dict[str, Any]
 
 DEFAULTS: Json = {
     "device": "cpu",
+    # "auto" makes float16 of float32
+    "dtype": "float32",
     "attention_backend": cpu.CPU_ATTENTION_BACKEND,
     "disable_overlap_schedule": True,
     "disable_cuda_graph": True,
@@ -57,10 +60,18 @@ class EngineHost:
 
     def engine(self, **arguments: Any) -> TestEngine:
         """Start building an engine and return at once; its first request waits for it."""
+        return TestEngine(self._connect(), {"engine": DEFAULTS | arguments}, self)
+
+    def call(self, target: str) -> Any:
+        """Return what the function "module:name" returns, called in a fork of this process."""
+        with TestEngine(self._connect(), {"call": target}, self) as fork:
+            return fork.answers()
+
+    def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(240)
         connection.connect(str(self._path))
-        return TestEngine(connection, DEFAULTS | arguments, self)
+        return connection
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")[-6000:]
@@ -83,11 +94,11 @@ class TestEngine:
 
     __test__ = False
 
-    def __init__(self, connection: socket.socket, arguments: Json, host: EngineHost) -> None:
+    def __init__(self, connection: socket.socket, order: Json, host: EngineHost) -> None:
         self._connection = connection
         self._file = connection.makefile("rwb")
         self._host = host
-        self._send(arguments)
+        self._send(order)
         self._ready = False
 
     def wait_ready(self) -> Self:
@@ -103,8 +114,7 @@ class TestEngine:
 
     def answers(self) -> list[Json]:
         """Wait for the results of the last `submit`, in its order."""
-        answers: list[Json] = self._receive()
-        return answers
+        return cast("list[Json]", self._receive())
 
     def generate(self, requests: list[Json]) -> list[Json]:
         self.submit(requests)
@@ -166,7 +176,12 @@ def _host(path: str) -> None:
 
 def _serve(connection: socket.socket, engine_class: Any) -> None:
     file = connection.makefile("rwb")
-    engine = engine_class(**json.loads(file.readline()))
+    order = json.loads(file.readline())
+    if "call" in order:
+        file.write(json.dumps(pkgutil.resolve_name(order["call"])()).encode() + b"\n")
+        file.flush()
+        os._exit(0)
+    engine = engine_class(**order["engine"])
     file.write(b"true\n")
     file.flush()
     threading.Thread(target=_requests, args=(file, engine), daemon=True).start()

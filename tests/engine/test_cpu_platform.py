@@ -1,25 +1,69 @@
-"""Real engines on the CPU platform: alone, and prefill and decode over both transfer backends."""
+"""Real engines on the CPU platform: their tokens are those of transformers, alone or as prefill
+and decode over both transfer backends, with EAGLE and without.
+"""
 
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from tests.engine_process import EngineHost
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_draft, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-pytestmark = pytest.mark.timeout(240)
+Json = dict[str, Any]
 
-GREEDY = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
-# 5 lengths, two with a shared prefix of 40, one repeated: cached, partly cached and new
-PROMPTS = [[(7 * i + 3 * j) % 255 + 1 for j in range(5 + 11 * i)] for i in range(5)]
-PROMPTS += [[*PROMPTS[4][:40], 9, 8, 7], PROMPTS[0]]
+ANSWER = 32
+GREEDY = {"temperature": 0, "max_new_tokens": ANSWER, "ignore_eos": True}
+# 7 lengths, two with a shared prefix of 49, one repeated: cached, partly cached and new
+PROMPTS = [[(7 * i + 3 * j) % 255 + 1 for j in range(5 + 11 * i)] for i in range(6)]
+PROMPTS += [[*PROMPTS[4][:49], 9, 8, 7], PROMPTS[0]]
+SIX_WORDS = {"temperature": 0, "max_new_tokens": ANSWER, "regex": "(w[0-9]+){6}"}
+# steps, branches, nodes
+SHAPES = [(1, 1, 2), (2, 1, 3), (2, 6, 10), (3, 4, 16)]
+# How many requests of 320 tokens; so 20,480 draws of the first. Not top_k and top_p at once:
+# with EAGLE, SGLang 0.5.23 applies one after the other, without it both to the whole.
+SAMPLERS: dict[str, tuple[int, Json]] = {
+    "temperature": (64, {"temperature": 0.8}),
+    "top_k": (32, {"temperature": 1.0, "top_k": 5}),
+    "top_p": (32, {"temperature": 1.0, "top_p": 0.7}),
+}
+
+
+@dataclass(frozen=True)
+class Models:
+    model: str
+    draft: str
+
+    def eagle(self, shape: tuple[int, int, int]) -> Json:
+        return {
+            "speculative_algorithm": "EAGLE",
+            "speculative_draft_model_path": self.draft,
+            "speculative_num_steps": shape[0],
+            "speculative_eagle_topk": shape[1],
+            "speculative_num_draft_tokens": shape[2],
+        }
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one engine said to everything that is asked here."""
+
+    together: list[Json]
+    alone: list[list[int]]
+    with_sampled_neighbours: list[list[int]]
+
+    @property
+    def acceptance(self) -> float:
+        lengths = [answer["meta_info"]["spec_accept_length"] for answer in self.together]
+        return float(sum(lengths) / len(lengths))
 
 
 @pytest.fixture(scope="module")
@@ -29,22 +73,180 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    folder = tmp_path_factory.mktemp("models")
+    model = tiny_model(folder / "model")
+    return Models(str(model), str(tiny_draft(folder / "draft", model)))
 
 
 @pytest.fixture(scope="module")
-def unified_ids(host: EngineHost, model: Path) -> list[list[int]]:
-    with host.engine(model_path=str(model)) as engine:
-        return ids(engine.generate(requests()))
+def transformers(models: Models) -> Any:
+    return LlamaForCausalLM.from_pretrained(models.model, dtype=torch.float32)
 
 
-def requests(**more: Any) -> list[dict[str, Any]]:
-    return [{"input_ids": p, "sampling_params": GREEDY, **more} for p in PROMPTS]
+@pytest.fixture(scope="module")
+def plain(host: EngineHost, models: Models) -> Said:
+    return ask(host, models, {})
 
 
-def ids(answers: list[dict[str, Any]]) -> list[list[int]]:
+@pytest.fixture(scope="module")
+def eagle(host: EngineHost, models: Models) -> Said:
+    return ask(host, models, models.eagle((3, 4, 16)))
+
+
+def ask(host: EngineHost, models: Models, arguments: Json) -> Said:
+    with host.engine(model_path=models.model, **arguments) as engine:
+        mixed = requests()
+        for request in mixed[::2]:
+            request["sampling_params"] = GREEDY | {"temperature": 0.8}
+        return Said(
+            together=engine.generate(requests()),
+            alone=[ids(engine.generate([request]))[0] for request in requests()],
+            with_sampled_neighbours=ids(engine.generate(mixed))[1::2],
+        )
+
+
+def requests() -> list[Json]:
+    asked = [{"input_ids": prompt, "sampling_params": GREEDY} for prompt in PROMPTS]
+    return [*asked, {"input_ids": PROMPTS[1], "sampling_params": SIX_WORDS}]
+
+
+def ids(answers: list[Json]) -> list[list[int]]:
     return [answer["output_ids"] for answer in answers]
+
+
+def greedily(model: Any, prompt: list[int]) -> list[int]:
+    tokens = torch.tensor([prompt])
+    with torch.no_grad():
+        for _ in range(ANSWER):
+            tokens = torch.cat((tokens, model(tokens).logits[:, -1:].argmax(-1)), dim=1)
+    answer: list[int] = tokens[0, len(prompt) :].tolist()
+    return answer
+
+
+def seam_errors() -> list[str]:
+    from pd_eagle.cpu.overrides import shape_errors
+    from pd_eagle.cpu.seams import all_overrides
+
+    return shape_errors(all_overrides())
+
+
+def test_everything_that_is_overridden_still_looks_as_it_did(host: EngineHost) -> None:
+    assert host.call("tests.engine.test_cpu_platform:seam_errors") == []
+
+
+def test_greedy_tokens_are_those_of_transformers(plain: Said, transformers: Any) -> None:
+    expected = [greedily(transformers, prompt) for prompt in PROMPTS]
+    assert ids(plain.together)[: len(PROMPTS)] == expected
+    assert plain.alone == ids(plain.together)
+    assert max(len(set(answer)) for answer in expected) > 15
+
+
+def test_an_answer_keeps_to_its_grammar(plain: Said, eagle: Said) -> None:
+    assert len(plain.together[-1]["output_ids"]) == 7  # six words and the end
+    assert plain.together[-1]["meta_info"]["finish_reason"]["type"] == "stop"
+    assert eagle.together[-1]["output_ids"] == plain.together[-1]["output_ids"]
+
+
+def test_eagle_changes_no_greedy_token(plain: Said, eagle: Said) -> None:
+    assert ids(eagle.together) == ids(plain.together)
+    assert eagle.alone == plain.alone
+    assert eagle.with_sampled_neighbours == ids(plain.together)[1::2]
+    assert eagle.acceptance > 1.3
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+def test_eagle_of_any_shape_changes_no_greedy_token(
+    host: EngineHost, models: Models, plain: Said, shape: tuple[int, int, int]
+) -> None:
+    with host.engine(model_path=models.model, **models.eagle(shape)) as engine:
+        answers = engine.generate(requests())
+        assert ids(answers) == ids(plain.together)
+        assert ids(engine.generate(requests()[:1])) == plain.alone[:1]
+    assert sum(a["meta_info"]["spec_accept_length"] for a in answers) / len(answers) > 1.3
+
+
+def test_eagle_with_prompts_in_chunks_and_larger_pages(
+    host: EngineHost, models: Models, plain: Said
+) -> None:
+    arguments = models.eagle((3, 1, 4)) | {"page_size": 16, "chunked_prefill_size": 32}
+    with host.engine(model_path=models.model, **arguments) as engine:
+        assert ids(engine.generate(requests())) == ids(plain.together)
+
+
+def test_eagle_over_two_ranks(host: EngineHost, models: Models, plain: Said) -> None:
+    arguments = models.eagle((2, 6, 10)) | {"tp_size": 2}
+    with host.engine(model_path=models.model, **arguments) as engine:
+        got = ids(engine.generate(requests()))
+    # Two ranks add in another order: answers may part where two tokens are almost equal.
+    assert [answer[:8] for answer in got] == [answer[:8] for answer in ids(plain.together)]
+
+
+@pytest.fixture(scope="module", params=["without EAGLE", "with EAGLE"])
+def drawn(
+    request: pytest.FixtureRequest, host: EngineHost, models: Models
+) -> dict[str, list[list[int]]]:
+    """Answers of every sampler, all in one batch, as prompt and answer."""
+    arguments = models.eagle((2, 3, 6)) if request.param == "with EAGLE" else {}
+    names = [name for name, (count, _) in SAMPLERS.items() for _ in range(count)]
+    prompts = [[1 + i, 2, 3] for i in range(len(names))]
+    length = {"max_new_tokens": 320, "ignore_eos": True}
+    asked = [
+        {"input_ids": prompt, "sampling_params": SAMPLERS[name][1] | length}
+        for name, prompt in zip(names, prompts, strict=True)
+    ]
+    with host.engine(
+        model_path=models.model,
+        max_total_tokens=60_000,
+        max_running_requests=128,
+        random_seed=11,
+        **arguments,
+    ) as engine:
+        answers = ids(engine.generate(asked))
+    rows = list(zip(names, prompts, answers, strict=True))
+    return {
+        name: [[*prompt, *answer] for mine, prompt, answer in rows if mine == name]
+        for name in SAMPLERS
+    }
+
+
+def surprise(model: Any, rows: list[list[int]], sampler: Json) -> float:
+    """Chi-squared of the ranks of the drawn tokens, in standard deviations above its mean.
+
+    Every token is compared with the distribution that transformers gives after the tokens before
+    it, so a bias to what a draft proposes shows at any place of any tree.
+    """
+    tokens = torch.tensor(rows)
+    with torch.no_grad():
+        probs = (model(tokens).logits[:, 2:-1].double() / sampler["temperature"]).softmax(-1)
+    probs, order = probs.flatten(0, 1).sort(descending=True, stable=True)
+    probs[:, sampler.get("top_k", probs.shape[1]) :] = 0
+    probs /= probs.sum(1, keepdim=True)
+    probs[probs.cumsum(1) - probs > sampler.get("top_p", 1.0)] = 0
+    probs /= probs.sum(1, keepdim=True)
+    ranks = (order == tokens[:, 3:].reshape(-1, 1)).int().argmax(1)
+    observed = ranks.bincount(minlength=probs.shape[1]).double()
+    return standard_deviations(observed, probs.sum(0))
+
+
+def standard_deviations(observed: torch.Tensor, expected: torch.Tensor) -> float:
+    often = expected >= 20
+    rest = torch.stack([observed[~often].sum(), expected[~often].sum()]).unsqueeze(1)
+    observed, expected = torch.cat((torch.stack([observed[often], expected[often]]), rest), dim=1)
+    freedom = len(expected) - 1
+    statistic = ((observed - expected) ** 2 / expected.clamp(min=1)).sum()
+    return float((statistic - freedom) / (2 * freedom) ** 0.5)
+
+
+def test_tokens_are_drawn_from_the_models_distribution(
+    drawn: dict[str, list[list[int]]], transformers: Any
+) -> None:
+    for name, (count, sampler) in SAMPLERS.items():
+        assert [len(row) for row in drawn[name]] == [323] * count
+        assert surprise(transformers, drawn[name], sampler) < 5, name
+        # The measure sees a temperature that is a little off.
+        warmer = sampler | {"temperature": sampler["temperature"] + 0.15}
+        assert surprise(transformers, drawn[name], warmer) > 5, name
 
 
 def free_port() -> int:
@@ -54,38 +256,50 @@ def free_port() -> int:
     return port
 
 
-def pair_arguments(backend: str, port: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def over_a_pair(host: EngineHost, models: Models, backend: str, roles: dict[str, Json]) -> Any:
+    """Return decode's answers; `roles` has further arguments of each role."""
+    port = free_port()
     shared = {
+        "model_path": models.model,
         "disaggregation_transfer_backend": backend,
         "disaggregation_bootstrap_port": port,
     }
-    prefill = shared | {"disaggregation_mode": "prefill"}
-    decode = shared | {
-        "disaggregation_mode": "decode",
-        "disaggregation_decode_retraction_backup": "cpu_tensor",
-    }
-    return prefill, decode
-
-
-def test_answers_wander(unified_ids: list[list[int]]) -> None:
-    assert all(len(answer) == 24 for answer in unified_ids)
-    assert min(len(set(answer)) for answer in unified_ids) > 8
-    assert unified_ids[0] == unified_ids[6]
+    retraction = {"disaggregation_decode_retraction_backup": "cpu_tensor"}
+    where = {"bootstrap_host": "127.0.0.1", "bootstrap_port": port}
+    rooms = [request | where | {"bootstrap_room": i} for i, request in enumerate(requests(), 100)]
+    with (
+        host.engine(disaggregation_mode="prefill", **shared, **roles["prefill"]) as prefill,
+        host.engine(
+            disaggregation_mode="decode", **shared, **retraction, **roles["decode"]
+        ) as decode,
+    ):
+        prefill.wait_ready()
+        decode.submit(rooms)
+        prefill.generate(rooms)
+        return decode.answers()
 
 
 @pytest.mark.parametrize("backend", ["nixl", "mooncake"])
 def test_prefill_and_decode_give_the_unified_tokens(
-    host: EngineHost, model: Path, unified_ids: list[list[int]], backend: str
+    host: EngineHost, models: Models, plain: Said, backend: str
 ) -> None:
-    port = free_port()
-    prefill, decode = pair_arguments(backend, port)
-    with (
-        host.engine(model_path=str(model), **prefill) as first,
-        host.engine(model_path=str(model), **decode) as second,
-    ):
-        rooms = requests(bootstrap_host="127.0.0.1", bootstrap_port=port)
-        rooms = [request | {"bootstrap_room": 100 + i} for i, request in enumerate(rooms)]
-        first.wait_ready()
-        second.submit(rooms)
-        first.generate(rooms)
-        assert ids(second.answers()) == unified_ids
+    answers = over_a_pair(host, models, backend, {"prefill": {}, "decode": {}})
+    assert ids(answers) == ids(plain.together)
+
+
+@pytest.mark.parametrize("backend", ["nixl", "mooncake"])
+def test_prefill_and_decode_with_eagle(
+    host: EngineHost, models: Models, plain: Said, eagle: Said, backend: str
+) -> None:
+    both = models.eagle((3, 4, 16))
+    answers = over_a_pair(host, models, backend, {"prefill": both, "decode": both})
+    assert ids(answers) == ids(plain.together)
+    lengths = [answer["meta_info"]["spec_accept_length"] for answer in answers]
+    unified = [answer["meta_info"]["spec_accept_length"] for answer in eagle.together]
+    assert lengths == pytest.approx(unified, rel=0.1)
+
+
+def test_eagle_on_decode_alone(host: EngineHost, models: Models, plain: Said) -> None:
+    roles: dict[str, Json] = {"prefill": {}, "decode": models.eagle((3, 4, 16))}
+    answers = over_a_pair(host, models, "nixl", roles)
+    assert ids(answers) == ids(plain.together)
