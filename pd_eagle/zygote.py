@@ -283,12 +283,12 @@ class ZygoteLauncher:
         try:
             if self._gone.is_set():
                 raise StartFailed("the zygote is gone")
-            self._forked = asyncio.get_running_loop().create_future()
             socket.send_fds(self._process.requests, [b"w"], ends.child_fds)
         except OSError as error:
             raise StartFailed(f"the zygote is gone: {error}") from error
         finally:
             ends.close_child_ends()
+        self._forked = asyncio.get_running_loop().create_future()
         return await self._forked
 
     def _on_message(self, message: FromZygote) -> None:

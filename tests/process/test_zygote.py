@@ -39,6 +39,12 @@ def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
+async def asked() -> None:
+    """Let a launch come as far as its request to the zygote."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
 async def test_it_refuses_to_fork_while_a_thread_runs() -> None:
     launcher = ZygoteLauncher(await spawn(scripted.PRELOAD_WITH_THREAD))
     assert await launcher.ready() == "2 threads run in it"
@@ -116,7 +122,7 @@ async def test_workers_serve_on_when_it_has_died(forked: Stage) -> None:
 async def test_its_death_ends_a_launch_that_waits_for_it(forked: Stage) -> None:
     os.kill(pid_of(forked), signal.SIGSTOP)
     launch = create_task(forked.launcher.launch())
-    await asyncio.sleep(0)
+    await asked()
     os.kill(pid_of(forked), signal.SIGKILL)
     with pytest.raises(StartFailed, match="the zygote died"):
         await launch
@@ -125,7 +131,7 @@ async def test_its_death_ends_a_launch_that_waits_for_it(forked: Stage) -> None:
 async def test_a_launch_that_is_cancelled_leaves_no_process(forked: Stage) -> None:
     os.kill(pid_of(forked), signal.SIGSTOP)
     launch = create_task(forked.launcher.launch())
-    await asyncio.sleep(0.01)
+    await asked()
     launch.cancel()
     os.kill(pid_of(forked), signal.SIGCONT)
     with pytest.raises(asyncio.CancelledError):
