@@ -1,0 +1,154 @@
+"""Who runs, who waits, who is refused, and that nothing of it is ever lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pd_eagle.admission import Admission, Limits
+from pd_eagle.errors import Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+
+def admission(inflight: int = 2, tokens: int = 100, queue: int = 3, wait_s: float = 5) -> Admission:
+    return Admission(Limits(inflight, tokens, queue, wait_s))
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def later(work: Awaitable[None]) -> asyncio.Task[None]:
+    return asyncio.ensure_future(work)
+
+
+async def test_bounded_by_requests() -> None:
+    door = admission()
+    await door.enter("a", 1)
+    await door.enter("b", 1)
+    third = later(door.enter("c", 1))
+    await settle()
+    assert (door.inflight, door.queued) == (2, 1)
+    door.leave(1)
+    await third
+    assert (door.inflight, door.queued, door.tokens) == (2, 0, 2)
+
+
+async def test_bounded_by_tokens_and_nobody_smaller_overtakes() -> None:
+    door = admission(inflight=10)
+    await door.enter("a", 70)
+    large, small = later(door.enter("b", 60)), later(door.enter("c", 5))
+    await settle()
+    assert door.queued == 2
+    door.leave(70)
+    await asyncio.gather(large, small)
+    assert (door.inflight, door.tokens) == (2, 65)
+
+
+async def test_one_larger_than_everything_runs_alone() -> None:
+    door = admission()
+    await door.enter("a", 1000)
+    waiting = later(door.enter("b", 1))
+    await settle()
+    assert not waiting.done()
+    door.leave(1000)
+    await waiting
+
+
+async def test_a_full_queue_refuses_at_once() -> None:
+    door = admission(inflight=1, queue=1)
+    await door.enter("a", 1)
+    waiting = later(door.enter("b", 1))
+    await settle()
+    with pytest.raises(Overloaded, match=r"1 requests run and 1 wait.*MAX_QUEUE"):
+        door.refuse_if_full()
+    with pytest.raises(Overloaded):
+        await door.enter("c", 1)
+    assert door.refused == 2
+    door.leave(1)
+    await waiting
+    door.refuse_if_full()
+
+
+async def test_waiting_too_long_is_refused() -> None:
+    door = admission(inflight=1, wait_s=0.01)
+    await door.enter("a", 1)
+    with pytest.raises(Overloaded, match="QUEUE_TIMEOUT_S"):
+        await door.enter("b", 1)
+    assert (door.inflight, door.queued) == (1, 0)
+
+
+async def test_a_batch_does_not_hold_up_a_single_stream() -> None:
+    door = admission(inflight=1, queue=100)
+    await door.enter("first", 1)
+    order: list[str] = []
+
+    async def one(group: str, name: str) -> None:
+        await door.enter(group, 1)
+        order.append(name)
+        door.leave(1)
+
+    batch = [later(one("batch", f"batch {i}")) for i in range(5)]
+    await settle()
+    single = later(one("single", "single"))
+    await settle()
+    door.leave(1)
+    await asyncio.gather(*batch, single)
+    assert order.index("single") == 1
+    assert [name for name in order if name != "single"] == [f"batch {i}" for i in range(5)]
+
+
+async def test_leaving_the_queue() -> None:
+    door = admission(inflight=1)
+    await door.enter("a", 1)
+    gone, stays = later(door.enter("b", 1)), later(door.enter("b", 1))
+    await settle()
+    gone.cancel()
+    await settle()
+    assert door.queued == 1
+    door.leave(1)
+    await stays
+    assert (door.inflight, door.queued, door.tokens) == (1, 0, 1)
+
+
+async def test_the_turn_that_comes_with_the_cancellation_is_given_back() -> None:
+    door = admission(inflight=1)
+    await door.enter("a", 1)
+    waiting = later(door.enter("b", 1))
+    await settle()
+    door.leave(1)  # its turn is set in this very step of the loop
+    waiting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiting
+        door.leave(1)
+    await settle()
+    assert (door.inflight, door.tokens) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_nothing_is_lost_whoever_gives_up(seed: int) -> None:
+    draw = random.Random(seed)
+    door = admission(inflight=3, tokens=50, queue=1000)
+
+    async def one(number: int) -> None:
+        cost = draw.randint(1, 60)
+        await door.enter(number % 4, cost)
+        try:
+            for _ in range(draw.randint(0, 3)):
+                await asyncio.sleep(0)
+        finally:
+            door.leave(cost)
+
+    tasks = [later(one(number)) for number in range(100)]
+    while not all(task.done() for task in tasks):
+        draw.choice(tasks).cancel()
+        await asyncio.sleep(0)
+    assert (door.inflight, door.tokens, door.queued) == (0, 0, 0)
+    await door.enter("after", 1)
