@@ -136,6 +136,7 @@ async def test_a_launch_that_is_cancelled_leaves_no_process(forked: Stage) -> No
     os.kill(pid_of(forked), signal.SIGCONT)
     with pytest.raises(asyncio.CancelledError):
         await launch
+    assert not processes.still_alive(map(int, children_of(pid_of(forked))), timeout_s=2)
     worker = await forked.worker()  # the zygote is as good as before
     assert children_of(pid_of(forked)) == [str(worker.pid)]
 
