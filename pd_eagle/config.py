@@ -157,6 +157,15 @@ class Settings:
     speculative_token_map: str | None = _setting(
         forms.FILE, "The draft's small vocabulary: JSON list of token ids, or SGLang's .pt file."
     )
+    speculative_adaptive: bool = _setting(
+        forms.FLAG,
+        "SGLang changes the number of steps with acceptance and batch size; needs topk 1, and"
+        " SPECULATIVE_NUM_STEPS 1, 3, 5 or 7 to begin with.",
+        False,
+    )
+    speculative_adaptive_config: str | None = _setting(
+        forms.PATH, "SGLang's JSON file of candidate steps by batch size.", shown="SGLang's own"
+    )
     speculative_attention_mode: str = _setting(
         forms.one_of("prefill", "decode"), "Attention kernels that verify the draft.", "prefill"
     )
@@ -330,6 +339,27 @@ def _tree(values: dict[str, Any]) -> Iterator[str]:
         yield f"{field.upper()}={tokens!r}: wanted at most {largest}, the largest tree of {tree}"
 
 
+# SGLang 0.5.23, srt/speculative/adaptive_spec_params.py, DEFAULT_ADAPTIVE_CONFIG.
+_ADAPTIVE_STEPS = (0, 1, 3, 5, 7)
+
+
+def _adaptive(values: dict[str, Any]) -> Iterator[str]:
+    """SGLang only logs that it leaves adaptive speculation off; here that is an error."""
+    if not _value(values, "speculative_adaptive"):
+        if "speculative_adaptive_config" in values:
+            yield (
+                f"SPECULATIVE_ADAPTIVE_CONFIG={values['speculative_adaptive_config']!r}: "
+                "wanted with SPECULATIVE_ADAPTIVE=true"
+            )
+        return
+    topk, steps = (_value(values, f"speculative_{n}") for n in ("eagle_topk", "num_steps"))
+    if topk != 1:
+        yield f"SPECULATIVE_EAGLE_TOPK={topk!r}: wanted 1 with SPECULATIVE_ADAPTIVE"
+    if "speculative_adaptive_config" not in values and steps not in _ADAPTIVE_STEPS:
+        wanted = ", ".join(map(str, _ADAPTIVE_STEPS[1:]))
+        yield f"SPECULATIVE_NUM_STEPS={steps!r}: wanted one of {wanted} with SPECULATIVE_ADAPTIVE"
+
+
 def _one_kind_of_plan(values: dict[str, Any]) -> Iterator[str]:
     tp, mode = values.get("tp_size"), _value(values, "pd_mode")
     by_hand = [f.upper() for f in _SPLIT if f in values]
@@ -349,6 +379,10 @@ _CHECKS: tuple[tuple[frozenset[str], Callable[[dict[str, Any]], Iterator[str]]],
     (
         frozenset(f"speculative_{n}" for n in ("num_steps", "eagle_topk", "num_draft_tokens")),
         _tree,
+    ),
+    (
+        frozenset(f"speculative_{n}" for n in ("eagle_topk", "num_steps", "adaptive")),
+        _adaptive,
     ),
     (frozenset({"tp_size", "pd_mode", *_SPLIT}), _one_kind_of_plan),
 )

@@ -62,6 +62,8 @@ _OURS = {
     "speculative_num_draft_tokens": "set SPECULATIVE_NUM_DRAFT_TOKENS",
     "speculative_token_map": "set SPECULATIVE_TOKEN_MAP",
     "speculative_attention_mode": "set SPECULATIVE_ATTENTION_MODE",
+    "speculative_adaptive": "set SPECULATIVE_ADAPTIVE",
+    "speculative_adaptive_config": "set SPECULATIVE_ADAPTIVE_CONFIG",
     "context_length": "set CONTEXT_LENGTH",
     "mem_fraction_static": "set MEM_FRACTION_STATIC",
     "served_model_name": "set SERVED_MODEL_NAME",
@@ -257,6 +259,10 @@ def _speculative(
     }
     if draft_path is not None:
         arguments["speculative_draft_model_path"] = draft_path
+    if settings.speculative_adaptive:
+        arguments["speculative_adaptive"] = True
+        if settings.speculative_adaptive_config is not None:
+            arguments["speculative_adaptive_config"] = settings.speculative_adaptive_config
     token_map = token_map or settings.speculative_token_map
     if token_map is not None:
         arguments["speculative_token_map"] = token_map

@@ -42,6 +42,8 @@ DEFAULTS: dict[str, Any] = {
     "SPECULATIVE_EAGLE_TOPK": 6,
     "SPECULATIVE_NUM_DRAFT_TOKENS": 10,
     "SPECULATIVE_TOKEN_MAP": None,
+    "SPECULATIVE_ADAPTIVE": False,
+    "SPECULATIVE_ADAPTIVE_CONFIG": None,
     "SPECULATIVE_ATTENTION_MODE": "prefill",
     "MAX_INFLIGHT": None,
     "MAX_QUEUE": None,
@@ -142,6 +144,8 @@ BAD: list[tuple[str, str, str]] = [
     ("REQUEST_TIMEOUT_S", "10m", SPAN),
     ("DRAIN_TIMEOUT_S", "-1", "a number of seconds ≥ 0"),
     ("DRAIN_TIMEOUT_S", "nan", "a number of seconds ≥ 0"),
+    ("SPECULATIVE_ADAPTIVE", "maybe", "true or false"),
+    ("SPECULATIVE_ADAPTIVE_CONFIG", " ", PATH),
     ("RETRY_LIMIT", "-1", "a whole number ≥ 0"),
     ("RESTART_LIMIT", "many", "a whole number ≥ 0"),
     ("HANG_TIMEOUT_S", "0", SPAN),
@@ -288,6 +292,31 @@ def test_the_largest_tree(steps: int, topk: int, largest: int) -> None:
 def test_unset_draft_tokens_follow_the_tree(steps: int, topk: int, tokens: int) -> None:
     settings = Settings.from_kwargs(speculative_num_steps=steps, speculative_eagle_topk=topk)
     assert settings.speculative_num_draft_tokens == tokens
+
+
+ADAPTIVE: list[tuple[dict[str, str], str]] = [
+    ({"SPECULATIVE_NUM_STEPS": "3"}, "SPECULATIVE_EAGLE_TOPK=6: wanted 1 with"),
+    ({"SPECULATIVE_EAGLE_TOPK": "1"}, "SPECULATIVE_NUM_STEPS=2: wanted one of 1, 3, 5, 7 with"),
+]
+
+
+@pytest.mark.parametrize(("environ", "told"), ADAPTIVE)
+def test_adaptive_speculation_needs_what_sglang_needs(environ: dict[str, str], told: str) -> None:
+    assert refusal(environ | {"SPECULATIVE_ADAPTIVE": "true"}) == f"{told} SPECULATIVE_ADAPTIVE"
+
+
+def test_an_adaptive_config_alone_has_no_effect() -> None:
+    message = refusal({"SPECULATIVE_ADAPTIVE_CONFIG": "steps.json"})
+    assert message == (
+        "SPECULATIVE_ADAPTIVE_CONFIG='steps.json': wanted with SPECULATIVE_ADAPTIVE=true"
+    )
+    settings = Settings.from_kwargs(
+        speculative_adaptive=True,
+        speculative_adaptive_config="steps.json",
+        speculative_eagle_topk=1,
+        speculative_num_steps=2,  # the user's own candidates may hold it
+    )
+    assert settings.speculative_num_draft_tokens == 3
 
 
 @pytest.mark.parametrize(
