@@ -256,7 +256,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     fit.add_argument("--steps", type=int, default=4000)
     fit.add_argument("--stop-at", type=int, help="leave a checkpoint at this step")
     fit.add_argument("--batch-tokens", type=int, default=16_384)
-    fit.add_argument("--learning-rate", type=float, default=1e-3)
+    fit.add_argument("--learning-rate", type=float, default=2e-3)
     fit.add_argument("--warmup", type=int, default=100)
     fit.add_argument("--depth", type=int, default=3)
     fit.add_argument("--decay", type=float, default=0.8)

@@ -243,6 +243,26 @@ def test_the_export_has_sglangs_names_and_shapes(target: Target, tmp_path: Path)
     assert torch.equal(again.fc.weight, draft.fc.weight.bfloat16().float())
 
 
+def test_the_shipped_draft_is_whole_and_fits_its_config() -> None:
+    folder = Path(__file__).parents[2] / "pd_eagle" / "demo" / "draft"
+    config = json.loads((folder / "config.json").read_text())
+    shape = targets.Shape(
+        vocab=config["vocab_size"],
+        hidden=config["hidden_size"],
+        layers=1,
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        head_dim=config["head_dim"],
+        mlp=config["intermediate_size"],
+        rope_theta=config["rope_theta"],
+        norm_eps=config["rms_norm_eps"],
+        max_positions=config["max_position_embeddings"],
+    )
+    assert config == model.config_json(shape, 1, 2)
+    draft = model.restore(folder, shape)  # strict: a missing or unknown name raises
+    assert all(bool(p.isfinite().all()) for p in draft.parameters())
+
+
 def test_conversations_survive_the_disk(talks: list[corpus.Conversation], tmp_path: Path) -> None:
     corpus.save(talks, tmp_path / "t.npz")
     for was, now in zip(talks, corpus.load(tmp_path / "t.npz"), strict=True):
