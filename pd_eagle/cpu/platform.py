@@ -54,6 +54,14 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
 
         return HostKVPool if kind == "mha" else None
 
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Refuse what would start here and then die of a GPU kernel at the first request."""
+        if server_args.speculative_use_rejection_sampling:
+            raise StartFailed(
+                "speculative_use_rejection_sampling needs a GPU; without it the CPU platform "
+                "samples from the target's exact distribution as well"
+            )
+
     def init_backend(self) -> None:
         """Set what must be set before any engine code runs.
 

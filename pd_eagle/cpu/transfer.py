@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from importlib.util import find_spec
+import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from pd_eagle.cpu.overrides import Override
@@ -11,10 +12,24 @@ from pd_eagle.cpu.overrides import Override
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+logger = logging.getLogger(__name__)
+
 
 def host_memory_overrides() -> list[Override]:
-    """Return the overrides of the transfer backends that are installed here."""
-    return [MOONCAKE_INDICES, NIXL_MEMORY] if find_spec("nixl") else [MOONCAKE_INDICES]
+    """Return the overrides of the transfer backends that can be loaded here.
+
+    An engine that is then told to use another one fails with that backend's own words.
+    """
+    return [MOONCAKE_INDICES, NIXL_MEMORY] if _can_import("nixl._api") else [MOONCAKE_INDICES]
+
+
+def _can_import(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        logger.info("KV transfer without %s: %s", module, error)
+        return False
+    return True
 
 
 def _call_kv_host_memory(init: Callable[..., None]) -> Callable[..., None]:
