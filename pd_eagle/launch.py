@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pd_eagle.errors import StartFailed
+from pd_eagle.orphan import bind_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -185,9 +186,15 @@ class SpawnLauncher:
 
     def _spawn(self, ends: Ends) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "pd_eagle.worker_main", *map(str, ends.child_fds)]
-        return subprocess.Popen(
-            command, env=self._environment, pass_fds=ends.child_fds, stdin=subprocess.DEVNULL
+        child = subprocess.Popen(
+            command,
+            env=self._environment,
+            pass_fds=ends.child_fds,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
+        bind_group(ends.child_lifeline, child.pid)
+        return child
 
     async def close(self) -> None:
         await asyncio.gather(*self._reapers)

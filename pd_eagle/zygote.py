@@ -30,7 +30,7 @@ import msgspec
 from pd_eagle.channel import Channel
 from pd_eagle.errors import StartFailed
 from pd_eagle.launch import Ends, WorkerProcess, uninterrupted, when_ended
-from pd_eagle.orphan import lead_group_bound_to
+from pd_eagle.orphan import bind_group, lead_group_bound_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -229,7 +229,9 @@ def spawn(environment: Mapping[str, str], argument: Any, step: str = PRELOAD) ->
         env=dict(environment),
         pass_fds=fds,
         stdin=subprocess.DEVNULL,
+        start_new_session=True,
     )
+    bind_group(its[2], child.pid)
     child.returncode = 0  # reaped by pid below, not by Popen
     for end in its:
         end.close()
@@ -294,7 +296,8 @@ class ZygoteLauncher:
     def _on_message(self, message: FromZygote) -> None:
         match message:
             case Imported(unsafe):
-                self._imported.set_result(unsafe)
+                if not self._imported.done():  # else whoever waited was cancelled
+                    self._imported.set_result(unsafe)
             case Forked(pid):
                 assert self._forked is not None
                 self._forked.set_result(pid)
@@ -323,7 +326,7 @@ class ZygoteLauncher:
     async def close(self) -> None:
         """End the zygote, and whatever was forked from it and still runs."""
         self._process.requests.close()
-        if not self._imported.done():
+        if self._imported.cancelled() or not self._imported.done():
             self._process.lifeline.close()  # it does not listen yet
         ended = asyncio.Event()
         when_ended(self._process.pid, ended.set)
