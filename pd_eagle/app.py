@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import orjson
@@ -172,15 +173,21 @@ class _Routes:
     def __init__(self, front: Front) -> None:
         self._front = front
 
-    async def health(self, _: Request) -> Response:
+    def _health(self) -> Health:
         health = self._front.health()
+        if health.serving and self._front.openai is None:  # the engines were faster
+            return replace(health, status="starting")
+        return health
+
+    async def health(self, _: Request) -> Response:
+        health = self._health()
         return json_response(health.as_json(), 200 if health.serving else 503)
 
     async def live(self, _: Request) -> Response:
         return json_response({"status": "live"})
 
     async def ready(self, _: Request) -> Response:
-        health = self._front.health()
+        health = self._health()
         return json_response({"status": health.status}, 200 if health.serving else 503)
 
     async def models(self, request: Request) -> Response:
@@ -213,7 +220,7 @@ class _Routes:
     def _openai(self, request: Request) -> OpenAI:
         self._authorize(request)
         if self._front.openai is None:
-            raise NotServing(f"the service is {self._front.health().status}")
+            raise NotServing(f"the service is {self._health().status}")
         return self._front.openai
 
     def _authorize(self, request: Request) -> None:

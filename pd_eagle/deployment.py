@@ -54,6 +54,22 @@ def outline(settings: Settings, inventory: Inventory, transfers: Collection[str]
 
 
 @dataclass(frozen=True, slots=True)
+class Stack:
+    """What a deployment is made with, as "module:name": naming it imports nothing.
+
+    `engine` starts an engine in a worker, `preload` prepares a zygote, `openai` makes the OpenAI
+    layer. Tests put a scripted engine in SGLang's place.
+    """
+
+    engine: str = "pd_eagle.engine:start"
+    preload: str = "pd_eagle.engine:preload"
+    openai: str = "pd_eagle.openai_api:OpenAIApi"
+
+
+SGLANG = Stack()
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """An outline and everything its workers are told.
 
@@ -66,6 +82,7 @@ class Deployment:
     model_path: str
     model_note: str | None
     environment: dict[str, str]
+    stack: Stack = SGLANG
 
     @property
     def settings(self) -> Settings:
@@ -98,7 +115,7 @@ class Deployment:
         return kept | {"tp_size": 1, "served_model_name": self.model}
 
 
-def decide(settings: Settings, environ: Mapping[str, str]) -> Deployment:
+def decide(settings: Settings, environ: Mapping[str, str], stack: Stack = SGLANG) -> Deployment:
     """Return the deployment that `settings` ask for on this machine.
 
     Raises `SettingsError` or `PlanRefused`. The embedded model is converted here, once.
@@ -118,6 +135,7 @@ def decide(settings: Settings, environ: Mapping[str, str]) -> Deployment:
         model_path=path,
         model_note=note,
         environment=_environment(environ, found, embedded=note is not None),
+        stack=stack,
     )
 
 

@@ -5,6 +5,7 @@ Used by the server and by `PDEngine` alike. It knows nothing of HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_REPORT_INTERVAL_S = 60.0
+
 
 class Front:
     """One deployment, running. `zygote` is None where workers must be spawned."""
@@ -40,12 +43,14 @@ class Front:
         self.api_key = deployment.settings.api_key
         self._zygote = zygote
         self._launcher: Launcher | None = None
+        self._reporting: asyncio.Task[None] | None = None
+        self._reported: dict[str, float] = {}
 
     async def start(self) -> None:
         """Start every worker and carry a token over every pair. Raises `StartFailed`."""
         plan, asked = self.deployment.plan, self.deployment.settings.disagg_bootstrap_port
         ports = dict(bootstrap_ports(asked, [worker.name for worker in plan.prefill]))
-        self._launcher = launcher = await self._make_launcher()
+        launcher = await self._make_launcher()
         by_name = {worker.name: worker for worker in plan.workers}
 
         def launch(name: str, temp_dir: Path) -> Launch:
@@ -55,9 +60,24 @@ class Front:
                 # that the old one's owner is gone (SGLang 0.5.23).
                 port = ports.pop(name, None) or self._new_port()
             args = self.deployment.engine_args(by_name[name], port)
-            return Launch(launcher, args, temp_dir, {}, port)
+            return Launch(launcher, args, temp_dir, {}, port, self.deployment.stack.engine)
 
         await self.service.start(launch)
+        if self.deployment.settings.speculative_algorithm:
+            self._reporting = asyncio.create_task(self._report_acceptance())
+
+    async def _report_acceptance(self) -> None:
+        while True:
+            await asyncio.sleep(_REPORT_INTERVAL_S)
+            found = {
+                worker.name: worker.load.spec_accept_length
+                for worker in self.service.workers
+                if worker.load and worker.load.spec_accept_length
+            }
+            if found != self._reported:  # nothing was generated since: nothing to say
+                self._reported = found
+                said = ", ".join(f"{name} {length:.2f}" for name, length in found.items())
+                logger.info("EAGLE acceptance, tokens per verification: %s", said)
 
     def _new_port(self) -> int:
         used = {worker.bootstrap_port for worker in self.service.workers}
@@ -65,19 +85,25 @@ class Front:
         return next(port for port in free_ports(first) if port not in used)
 
     async def _make_launcher(self) -> Launcher:
-        environment = self.deployment.environment
-        if self._zygote is None:
-            return SpawnLauncher(environment)
-        zygote = ZygoteLauncher(self._zygote)
-        if reason := await zygote.ready():
+        deployment = self.deployment
+        if self._zygote is not None:
+            zygote = ZygoteLauncher(self._zygote)
+            again = partial(
+                spawn, deployment.environment, deployment.front_args(), deployment.stack.preload
+            )
+            self._launcher = LastingZygote(zygote, again)  # `stop` may come before it is ready
+            if not (reason := await zygote.ready()):
+                return self._launcher
             logger.warning("workers are spawned, not forked: %s", reason)
             await zygote.close()
-            return SpawnLauncher(environment)
-        return LastingZygote(zygote, partial(spawn, environment, self.deployment.front_args()))
+        self._launcher = SpawnLauncher(deployment.environment)
+        return self._launcher
 
     async def stop(self, drain_timeout_s: float = 0.0) -> bool:
         """Drain, stop every worker; False if requests were cut off."""
         drained = await self.service.stop(drain_timeout_s)
+        if self._reporting is not None:
+            self._reporting.cancel()
         if self._launcher is not None:
             await self._launcher.close()
         return drained

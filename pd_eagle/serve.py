@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -21,14 +22,14 @@ from pd_eagle import deployment as deployments
 from pd_eagle import zygote
 from pd_eagle.app import make_app
 from pd_eagle.config import Settings
+from pd_eagle.deployment import SGLANG
 from pd_eagle.errors import PdEagleError, PlanRefused, SettingsError, StartFailed
 from pd_eagle.front import Front, check_forked_engines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pd_eagle.deployment import Deployment
-    from pd_eagle.openai_api import OpenAIApi
+    from pd_eagle.deployment import Deployment, Stack
     from pd_eagle.zygote import ZygoteProcess
 
 logger = logging.getLogger(__name__)
@@ -36,12 +37,12 @@ logger = logging.getLogger(__name__)
 EXIT_OK, EXIT_SETTINGS, EXIT_START, EXIT_CUT_OFF = 0, 2, 3, 4
 
 
-def main(environ: Mapping[str, str]) -> int:
+def main(environ: Mapping[str, str], stack: Stack = SGLANG) -> int:
     """Serve what `environ` asks for until SIGTERM or SIGINT; return the exit code."""
     try:
         settings = Settings.from_env(environ)
         _log_to_stderr(settings.log_level)
-        deployment = deployments.decide(settings, environ)
+        deployment = deployments.decide(settings, environ, stack)
     except (SettingsError, PlanRefused) as error:
         return _refuse(error, EXIT_SETTINGS)
     except PdEagleError as error:
@@ -49,6 +50,7 @@ def main(environ: Mapping[str, str]) -> int:
     _announce(deployment)
     try:
         listener = _listen(settings.host, settings.port)
+        os.register_at_fork(after_in_child=listener.close)  # the port is the front's alone
         forked = _fork_zygote(deployment)
         return asyncio.run(_Server(deployment, forked, listener).run())
     except StartFailed as error:
@@ -99,7 +101,20 @@ def _fork_zygote(deployment: Deployment) -> ZygoteProcess | None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if not check_forked_engines(deployment):
         return None
-    return zygote.fork_from_here(deployment.front_args())
+    with _start_failure("what every engine loads"):
+        return zygote.fork_from_here(deployment.front_args(), deployment.stack.preload)
+
+
+@contextlib.contextmanager
+def _start_failure(what: str) -> Iterator[None]:
+    """Turn what SGLang and transformers raise while they load into `StartFailed`."""
+    try:
+        yield
+    except PdEagleError:
+        raise
+    except Exception as error:
+        logger.debug("%s could not be loaded", what, exc_info=True)
+        raise StartFailed(f"{what} could not be loaded: {type(error).__name__}: {error}") from error
 
 
 class _Server:
@@ -136,26 +151,29 @@ class _Server:
             first_signal.cancel()
             self._http.should_exit = True
             await http
+            await asyncio.gather(starting, return_exceptions=True)
 
     async def _start(self) -> None:
         host, port = self._listener.getsockname()[:2]
         logger.info("listening on http://%s:%d, engines are starting", host, port)
-        starting = asyncio.create_task(self._front.start())
+        engines = asyncio.create_task(self._front.start())
+        # SGLang's serving classes take seconds to import; the engines start meanwhile.
+        layer = asyncio.create_task(asyncio.to_thread(self._make_openai))
         try:
-            # SGLang's serving classes take seconds to import; the engines start meanwhile.
-            openai = await asyncio.to_thread(self._make_openai)
+            _, openai = await asyncio.gather(engines, layer)
         except BaseException:
-            starting.cancel()
+            engines.cancel()
+            await asyncio.wait({engines})  # what it has started ends with it
             raise
-        await starting
         self._front.service.decode = openai.decode
         self._front.openai = openai
         logger.info("%s: serving %s", self._front.service.status, openai.model)
 
-    def _make_openai(self) -> OpenAIApi:
-        from pd_eagle.openai_api import OpenAIApi
-
-        return OpenAIApi(self._front.service, self._front.deployment.front_args())
+    def _make_openai(self) -> Any:
+        module, _, name = self._front.deployment.stack.openai.partition(":")
+        with _start_failure("the OpenAI layer"):
+            make = getattr(importlib.import_module(module), name)
+            return make(self._front.service, self._front.deployment.front_args())
 
     async def _stop(self, starting: asyncio.Task[None]) -> int:
         starting.cancel()
