@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from pd_eagle.deployment import Stack
 from pd_eagle.errors import EngineError, InvalidRequest, ModelNotFound, StartFailed
 from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load, Request
 from pd_eagle.service import new_rid
@@ -39,7 +40,7 @@ PRELOAD = "tests.scripted:preload"
 PRELOAD_WITH_THREAD = "tests.scripted:preload_with_thread"
 PRELOAD_FOR_EVER = "tests.scripted:preload_for_ever"
 PRELOAD_FAILS = "tests.scripted:preload_fails"
-OPENAI = "tests.scripted:ScriptedOpenAI"
+STACK = Stack(FACTORY, PRELOAD, "tests.scripted:ScriptedOpenAI")
 
 VOCAB_SIZE = 256
 DEFAULT_NEW_TOKENS = 16
@@ -214,6 +215,7 @@ class ScriptedEngine:
             assert bootstrap is not None
             if act.then != "finish":
                 yield await self._end(act, request.rid)
+                return
             await self._rooms.hand_over(bootstrap.room, request.input_ids)
             yield _prefilled(request)
             return
@@ -355,7 +357,10 @@ class ScriptedOpenAI:
         self.model: str = engine_args["served_model_name"]
         self._service = service
 
-    def parse(self, endpoint: str, body: bytes) -> Body:
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def parse(self, endpoint: str, body: bytes, http: object) -> Body:
         try:
             request = msgspec.json.decode(body, type=Body)
         except msgspec.MsgspecError as error:
@@ -384,3 +389,19 @@ class ScriptedOpenAI:
         async with aclosing(self._service.stream(request)) as deltas:
             async for delta in deltas:
                 yield delta.text
+
+
+class LateOpenAI(ScriptedOpenAI):
+    """One that is made only when something is written to the fifo in the variable GATE."""
+
+    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+        say("the OpenAI layer waits")
+        Path(os.environ["GATE"]).read_text()
+        super().__init__(service, engine_args)
+
+
+class NoOpenAI:
+    """One that cannot be made."""
+
+    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+        raise OSError("the script says that the template is missing")
