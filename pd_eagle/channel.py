@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LENGTH = struct.Struct("!I")
+# Far above any real frame; a length beyond it is not one of ours.
+_MAX_FRAME_BYTES = 2**28
 _encoder = msgspec.msgpack.Encoder()
 
 Incoming = TypeVar("Incoming")
@@ -89,7 +91,10 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
     def _messages(self) -> list[Incoming]:
         received, start, messages = self._received, 0, []
         while len(received) - start >= _LENGTH.size:
-            end = start + _LENGTH.size + _LENGTH.unpack_from(received, start)[0]
+            size = _LENGTH.unpack_from(received, start)[0]
+            if size > _MAX_FRAME_BYTES:
+                raise ValueError(f"a frame of {size} bytes: not one of ours")
+            end = start + _LENGTH.size + size
             if len(received) < end:
                 break
             messages += self._decoder.decode(received[start + _LENGTH.size : end])
