@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
 _LAST_LINES = 200
+# More than a pipe holds; one that is still written to must not keep us.
+_LAST_READS = 16
 
 
 class OutputTail:
@@ -39,18 +41,24 @@ class OutputTail:
         asyncio.get_running_loop().add_reader(fd, self._read)
 
     def _read(self) -> None:
+        if self._take_in() == b"":
+            self.close()
+
+    def _take_in(self) -> bytes | None:
+        """Return what came: nothing at the end of the output, None if there is nothing yet."""
         try:
             data = os.read(self._fd, 65536)
         except BlockingIOError:
-            return
-        if not data:
-            self.close()
-            return
+            return None
         *lines, self._partial = (self._partial + data).split(b"\n")
         for raw in lines:
-            line = raw.decode(errors="replace").rstrip()
-            self.lines.append(line)
-            self._on_line(line)
+            self._add(raw)
+        return data
+
+    def _add(self, raw: bytes) -> None:
+        line = raw.decode(errors="replace").rstrip()
+        self.lines.append(line)
+        self._on_line(line)
 
     async def wait_closed(self, timeout_s: float) -> None:
         """Wait until every process that could still write is gone, or the time is up."""
@@ -58,10 +66,17 @@ class OutputTail:
             await asyncio.wait_for(self._closed.wait(), timeout_s)
 
     def close(self) -> None:
-        if not self._closed.is_set():
-            self._closed.set()
-            asyncio.get_running_loop().remove_reader(self._fd)
-            os.close(self._fd)
+        """Take in what is there, the last words of one that has died, and stop reading."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        asyncio.get_running_loop().remove_reader(self._fd)
+        for _ in range(_LAST_READS):
+            if not self._take_in():
+                break
+        if self._partial:
+            self._add(self._partial)
+        os.close(self._fd)
 
 
 @dataclass(slots=True)
