@@ -220,8 +220,9 @@ def bootstrap_ports(asked: int | None, names: list[str]) -> Mapping[str, int]:
 
 
 def free_ports(first: int) -> Iterator[int]:
-    """Yield the ports from `first` on that nobody listens on."""
-    return (port for port in itertools.count(first) if _is_free(port))
+    """Yield the ports from `first` on that nobody listens on. Raises `StartFailed` at the end."""
+    yield from (port for port in range(first, 2**16) if _is_free(port))
+    raise StartFailed(f"no free port from DISAGG_BOOTSTRAP_PORT={first} to 65535 is left")
 
 
 def _is_free(port: int) -> bool:
@@ -229,6 +230,6 @@ def _is_free(port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
-        except (OSError, OverflowError):
+        except OSError:
             return False
     return True
