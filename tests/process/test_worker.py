@@ -124,6 +124,8 @@ async def test_a_death_ends_every_request_at_once(stage: Stage, then: str) -> No
         assert failure.code == "worker_died"
         assert failure.message == "unified-0: its process ended"
     assert await stage.deaths.get() == ("unified-0", "its process ended")
+    # what it said at the very end was heard before that
+    assert any(line.startswith(f"unified-0 | {then} ") for line in stage.journal.lines)
     assert worker.state == "failed"
     assert worker.pid is None
     # the scheduler outlived its host: it held no socket open, and the front has killed it

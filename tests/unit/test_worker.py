@@ -1,0 +1,195 @@
+"""The worker's states, what is made of an engine's last words, and its output line by line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, get_args
+
+import pytest
+
+from pd_eagle.errors import WorkerDied
+from pd_eagle.launch import OutputTail, WorkerProcess
+from pd_eagle.messages import Failed, Request, Submit
+from pd_eagle.placement import WorkerPlan
+from pd_eagle.worker import TRANSITIONS, State, Worker, _last_exception
+
+if TYPE_CHECKING:
+    from pd_eagle.messages import Event
+
+PLAN = WorkerPlan("decode-0", "decode", (0,), 1)
+STATES: tuple[State, ...] = get_args(State)
+
+
+def worker(state: State = "starting") -> Worker:
+    made = Worker(PLAN, lambda worker, how: None)
+    made.state = state
+    return made
+
+
+# --- states
+
+
+def test_the_table_names_every_state() -> None:
+    assert set(TRANSITIONS) == set(STATES)
+    assert set().union(*TRANSITIONS.values()) <= set(STATES)
+
+
+@pytest.mark.parametrize("before", STATES)
+@pytest.mark.parametrize("after", STATES)
+def test_a_worker_goes_only_where_the_table_says(before: State, after: State) -> None:
+    one = worker(before)
+    if after in TRANSITIONS[before]:
+        one.become(after)
+        assert one.state == after
+    else:
+        with pytest.raises(AssertionError, match=f"decode-0: no way from {before} to {after}"):
+            one.become(after)
+
+
+def test_no_state_is_a_dead_end_but_stopping() -> None:
+    for state in STATES:
+        assert "stopping" in TRANSITIONS[state] or state == "stopping"
+
+
+def test_a_new_worker_has_nothing() -> None:
+    one = worker()
+    assert (one.name, one.role, one.state) == ("decode-0", "decode", "starting")
+    assert (one.pid, one.info, one.load, one.last_error) == (None, None, None, None)
+    assert (one.inflight, one.served, one.restarts) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("state", ["starting", "restarting", "stopping", "failed"])
+def test_one_that_does_not_serve_says_so_at_once(state: State) -> None:
+    heard: list[Event] = []
+    worker(state).submit(Submit(Request("r", [1], {})), heard.append)
+    assert heard == [Failed("r", "worker_died", f"decode-0 is {state}")]
+
+
+@pytest.mark.parametrize("state", ["starting", "restarting", "stopping", "failed"])
+async def test_one_that_does_not_serve_is_not_pinged(state: State) -> None:
+    with pytest.raises(WorkerDied, match=f"decode-0 is {state}"):
+        await worker(state).ping()
+
+
+async def test_aborting_and_stopping_one_that_never_started_does_nothing() -> None:
+    one = worker()
+    one.abort("r")
+    one.kill()
+    await one.stop()
+    assert one.state == "starting"
+
+
+# --- last words
+
+TAILS = {
+    "the last exception": (
+        ["Traceback (most recent call last):", "ValueError: first", "  x", "RuntimeError: second"],
+        "RuntimeError: second",
+    ),
+    "of a package": (
+        ["torch.cuda.OutOfMemoryError: CUDA out of memory.", "exiting"],
+        "torch.cuda.OutOfMemoryError: CUDA out of memory.",
+    ),
+    "in a line of SGLang's log": (
+        ["[2025-01-01 00:00:00 TP0] ValueError: no such file", "[rank0] bye"],
+        "[2025-01-01 00:00:00 TP0] ValueError: no such file",
+    ),
+    "without a message": (["AssertionError"], "AssertionError"),
+    "prose that speaks of errors": (["an Error: no", "the ValueError was seen"], None),
+    "nothing at all": ([], None),
+}
+
+
+@pytest.mark.parametrize(("lines", "found"), TAILS.values(), ids=TAILS.keys())
+def test_the_headline_is_the_last_exception(lines: list[str], found: str | None) -> None:
+    assert _last_exception(lines) == found
+
+
+# --- how a process ended
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (None, "ended"),
+        (0, "exited with code 0"),
+        (3 << 8, "exited with code 3"),
+        (signal.SIGKILL, "killed by SIGKILL"),
+        (signal.SIGSEGV | 0x80, "killed by SIGSEGV"),  # with a core dump
+    ],
+)
+async def test_an_exit_in_words(status: int | None, words: str) -> None:
+    with socket.socket() as data, socket.socket() as lifeline:
+        process = WorkerProcess(1, data, lifeline, -1)
+        process.record_exit(status)
+        assert process.describe_exit() == words
+
+
+# --- output
+
+
+class Output:
+    """A process's output, written by the test."""
+
+    def __init__(self) -> None:
+        reading, self.writing = os.pipe()
+        self.heard: list[str] = []
+        self.tail = OutputTail(reading, self.heard.append)
+
+    def write(self, data: bytes) -> None:
+        os.write(self.writing, data)
+
+    async def end(self) -> None:
+        os.close(self.writing)
+        await self.tail.wait_closed(5)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"one\ntwo\n"],
+        [b"o", b"ne\nt", b"wo", b"\n"],
+        [b"one\r\ntwo\r\n"],
+        [b"one\ntwo"],  # the last words may lack their end
+    ],
+)
+async def test_output_comes_line_by_line(pieces: list[bytes]) -> None:
+    output = Output()
+    for piece in pieces:
+        output.write(piece)
+        await asyncio.sleep(0)
+    await output.end()
+    assert output.heard == ["one", "two"]
+    assert list(output.tail.lines) == ["one", "two"]
+
+
+async def test_output_that_is_not_text_does_no_harm() -> None:
+    output = Output()
+    output.write(b"\xff\xfe broken \xe2\x82\n")
+    await output.end()
+    assert output.heard == ["\ufffd\ufffd broken \ufffd"]
+
+
+async def test_only_the_last_lines_are_kept() -> None:
+    output = Output()
+    output.write(b"".join(b"%d\n" % n for n in range(1000)))
+    await output.end()
+    assert len(output.heard) == 1000
+    assert list(output.tail.lines) == [str(n) for n in range(800, 1000)]
+
+
+async def test_output_may_be_closed_before_it_ends() -> None:
+    output = Output()
+    output.tail.close()
+    output.tail.close()
+    await output.tail.wait_closed(5)
+    os.close(output.writing)
+
+
+async def test_waiting_for_the_end_of_output_has_a_limit() -> None:
+    output = Output()
+    await output.tail.wait_closed(0.01)
+    await output.end()
