@@ -30,10 +30,17 @@ _UNSUPPORTED = (
     "image_data",
     "video_data",
     "audio_data",
+    "positional_embed_overrides",
     "lora_path",
+    "session_id",
     "session_params",
+    "watermark",
     "return_hidden_states",
     "return_routed_experts",
+    "return_indexer_topk",
+    "return_sampling_mask",
+    "return_flat_raw_top_logprobs",
+    "return_flat_raw_output_top_logprobs",
 )
 
 

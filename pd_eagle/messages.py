@@ -25,8 +25,10 @@ class Options(Struct, frozen=True, omit_defaults=True):
     token_ids_logprob: list[int] | None = None
     return_text_in_logprobs: bool = False
     require_reasoning: bool = False
+    max_thinking_tokens: int | None = None
     custom_logit_processor: str | None = None
     priority: int | None = None
+    extra_key: str | None = None
     cache_salt: str | None = None
     external_trace_header: dict[str, str] | None = None
 
