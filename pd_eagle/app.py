@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
@@ -103,9 +104,15 @@ class EventStream(StreamingResponse):
                 async for event in self._events:
                     await self._send(send, event)
             except PdEagleError as error:
-                body = orjson.dumps(error.as_openai()).decode()
-                await self._send(send, f"data: {body}\n\ndata: [DONE]\n\n")
+                await self._send_error(send, error)
+            except Exception as error:
+                logger.exception("a stream failed")
+                await self._send_error(send, _internal(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_error(self, send: Send, error: PdEagleError) -> None:
+        body = orjson.dumps(error.as_openai()).decode()
+        await self._send(send, f"data: {body}\n\ndata: [DONE]\n\n")
 
     async def _send(self, send: Send, event: str) -> None:
         await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
@@ -151,6 +158,7 @@ def make_app(front: Front) -> Starlette:
         exception_handlers={
             PdEagleError: _pd_eagle_error,
             HTTPException: _http_error,
+            ClientDisconnect: _gone,
             Exception: _crash,
         },
     )
@@ -294,7 +302,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _crash(_: Request, error: Exception) -> Response:
-    return json_response(
-        openai_error(f"internal error: {type(error).__name__}", "server_error", "internal_error"),
-        500,
-    )
+    return json_response(_internal(error).as_openai(), 500)
+
+
+def _internal(error: Exception) -> PdEagleError:
+    return PdEagleError(f"internal error: {type(error).__name__}")
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)  # nobody is there to read it
