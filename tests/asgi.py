@@ -37,6 +37,7 @@ class Answer:
 class Exchange:
     """One request that runs until the block ends; leaving it hangs up.
 
+    `body` comes in as many messages as it has parts; with `more`, another one is to follow.
     `next_message` waits for what the application sends; `hang_up` makes the client go away;
     `stop_reading` makes `send` block, as uvicorn's does for a client that does not read.
     """
@@ -49,6 +50,7 @@ class Exchange:
         *,
         body: bytes | list[bytes] = b"",
         headers: Mapping[str, str] | None = None,
+        more: bool = False,
     ) -> None:
         self._app = app
         self._scope = {
@@ -67,17 +69,21 @@ class Exchange:
         }
         self._incoming: asyncio.Queue[Message] = asyncio.Queue()
         parts = [body] if isinstance(body, bytes) else body
-        for part, more in zip(parts, [*parts[1:], None], strict=True):
-            message = {"type": "http.request", "body": part, "more_body": more is not None}
+        for left, part in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
+            message = {"type": "http.request", "body": part, "more_body": bool(left) or more}
             self._incoming.put_nowait(message)
         self._sent: asyncio.Queue[Message] = asyncio.Queue()
         self._reading = asyncio.Event()
         self._reading.set()
         self.blocked = asyncio.Event()
+        self.sent = 0
         self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Self:
+    async def begin(self) -> None:
         self._task = asyncio.ensure_future(self._app(self._scope, self._receive, self._send))
+
+    async def __aenter__(self) -> Self:
+        await self.begin()
         return self
 
     async def __aexit__(
@@ -92,6 +98,11 @@ class Exchange:
         else:
             self._task.cancel()
 
+    @property
+    def unread(self) -> int:
+        """How many messages the application has not received."""
+        return self._incoming.qsize()
+
     async def _receive(self) -> Message:
         return await self._incoming.get()
 
@@ -100,6 +111,7 @@ class Exchange:
             self.blocked.set()
             await self._reading.wait()
         self._sent.put_nowait(message)
+        self.sent += 1
 
     def stop_reading(self) -> None:
         self._reading.clear()

@@ -1,0 +1,110 @@
+"""Health: exactly the names that the documentation promises."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pd_eagle.health import Health, WorkerHealth
+from pd_eagle.messages import EngineInfo, Load
+from pd_eagle.placement import Plan, WorkerPlan
+from pd_eagle.worker import Worker
+
+PREFILL = WorkerPlan("prefill-0", "prefill", (0,), 1)
+DECODE = WorkerPlan("decode-0", "decode", (1,), 1)
+PLAN = Plan("pd", "2 × H100", "cuda", (PREFILL, DECODE), ("a note",))
+
+
+def worker(plan: WorkerPlan) -> Worker:
+    return Worker(plan, lambda worker, how: None)
+
+
+def health(*workers: Worker, plan: Plan = PLAN) -> Health:
+    return Health(
+        status="ready",
+        model="letters",
+        model_note=None,
+        draft_model=None,
+        transfer_backend="nixl",
+        transfer_reason="it is there",
+        region="seattle",
+        version="1",
+        plan=plan,
+        workers=[WorkerHealth.of(one) for one in workers],
+        inflight=2,
+        queued=1,
+    )
+
+
+def test_a_worker_says_what_it_is() -> None:
+    decode = worker(DECODE)
+    decode.state, decode.restarts, decode.served = "ready", 2, 7
+    decode.info = EngineInfo(1, [130], 4096, 1023, 1024, 256)
+    decode.load = Load(1.0, spec_accept_length=1.8)
+    decode.last_error = "its process ended"
+    assert WorkerHealth.of(decode) == WorkerHealth(
+        name="decode-0",
+        role="decode",
+        state="ready",
+        pid=None,
+        scheduler_pids=[],  # those of the info are gone with the process
+        bootstrap_port=None,
+        restarts=2,
+        inflight=0,
+        served=7,
+        spec_accept_length=1.8,
+        last_error="its process ended",
+    )
+
+
+def test_the_names_are_the_documented_ones() -> None:
+    prefill = worker(PREFILL)
+    prefill.bootstrap_port = 8998
+    shown = json.loads(json.dumps(health(prefill, worker(DECODE)).as_json()))
+    assert list(shown) == [
+        *("status", "pd_mode", "pd_bootstrap_port", "pd_bootstrap_ports", "model", "model_note"),
+        *("draft_model", "transfer_backend", "transfer_reason", "region", "version", "plan"),
+        *("workers", "inflight", "queued"),
+    ]
+    assert (shown["pd_mode"], shown["pd_bootstrap_port"], shown["pd_bootstrap_ports"]) == (
+        True,
+        8998,
+        [8998],
+    )
+    assert shown["plan"] == {
+        "mode": "pd",
+        "reason": "2 × H100",
+        "notes": ["a note"],
+        "workers": [
+            {"name": "prefill-0", "role": "prefill", "devices": [0], "tp": 1},
+            {"name": "decode-0", "role": "decode", "devices": [1], "tp": 1},
+        ],
+    }
+    assert [one["name"] for one in shown["workers"]] == ["prefill-0", "decode-0"]
+
+
+def test_in_unified_mode_there_is_no_port() -> None:
+    unified = WorkerPlan("unified-0", "unified", (), 1)
+    plan = Plan("unified", "no GPU", "cpu", (unified,))
+    shown = health(worker(unified), plan=plan).as_json()
+    assert (shown["pd_mode"], shown["pd_bootstrap_port"], shown["pd_bootstrap_ports"]) == (
+        False,
+        None,
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "serving"),
+    [
+        ("starting", False),
+        ("ready", True),
+        ("degraded", True),
+        ("draining", False),
+        ("failed", False),
+    ],
+)
+def test_serving_is_ready_or_nearly_so(status: str, serving: bool) -> None:
+    assert replace(health(), status=status).serving is serving  # type: ignore[arg-type]
