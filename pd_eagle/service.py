@@ -15,6 +15,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 from pd_eagle import handoff
 from pd_eagle.admission import Admission, Limits
 from pd_eagle.canary import Canary
@@ -126,7 +128,7 @@ class Service:
     def _learn_limits(self) -> None:
         infos = [worker.info for worker in self.workers if worker.info is not None]
         serving = [w.info for w in self.workers if w.info is not None and w.role != "prefill"]
-        self._limits = min(infos, key=lambda info: (info.max_total_tokens, info.context_length))
+        self._limits = _smallest(infos)
         tokens = sum(info.max_total_tokens for info in serving)
         inflight = self._policy.max_inflight or max(tokens // _TOKENS_PER_REQUEST, 8)
         queue = self._policy.max_queue
@@ -299,13 +301,29 @@ class Service:
             raise InvalidRequest(
                 f"token id {wrong} in the prompt: wanted 0 to {limits.vocab_size - 1}"
             )
-        new_tokens = request.sampling_params.get("max_new_tokens") or 0
+        new_tokens = _new_tokens(request)
         _check_length(len(ids), new_tokens, limits)
         return len(ids) + min(new_tokens or _EXPECTED_NEW_TOKENS, _EXPECTED_NEW_TOKENS)
 
     def _refuse_unless_serving(self) -> None:
         if self.status in ("draining", "failed") or self._limits is None:
             raise NotServing(f"the service is {self.status}")
+
+
+def _smallest(infos: list[EngineInfo]) -> EngineInfo:
+    """Return what every one of these engines can do."""
+    names = ("max_total_tokens", "max_input_tokens", "context_length", "vocab_size")
+    least = {name: min(getattr(info, name) for info in infos) for name in names}
+    return msgspec.structs.replace(infos[0], **least)
+
+
+def _new_tokens(request: Request) -> int:
+    asked = request.sampling_params.get("max_new_tokens")
+    if asked is None:
+        return 0
+    if type(asked) is not int or asked < 0:
+        raise InvalidRequest(f"max_new_tokens={asked!r:.80}: wanted a whole number from 0")
+    return asked
 
 
 def _check_length(prompt_tokens: int, new_tokens: int, limits: EngineInfo) -> None:
