@@ -95,7 +95,10 @@ def top_k_renorm(probs: Tensor, top_ks: Tensor) -> Tensor:
 
 
 def top_p_renorm(probs: Tensor, top_ps: Tensor) -> Tensor:
-    """Keep the fewest most probable tokens of each row that reach `top_ps`, and scale them to 1."""
+    """Keep a row's most probable tokens until those before one exceed `top_ps`; scale to 1.
+
+    SGLang's own sampler (0.5.23) cuts at the same place.
+    """
     rows = (top_ps < 1).nonzero().squeeze(1)
     if len(rows) == 0:
         return probs

@@ -202,11 +202,13 @@ def test_top_k_keeps_the_first_of_equal_tokens() -> None:
     torch.testing.assert_close(kept, torch.tensor(expected))
 
 
-def test_top_p_keeps_the_fewest_that_reach_it() -> None:
+def test_top_p_keeps_what_comes_before_it_is_exceeded() -> None:
     probs = torch.tensor([[0.1, 0.5, 0.3, 0.1]]).repeat(4, 1)
     kept = top_p_renorm(probs, torch.tensor([0.01, 0.5001, 0.95, 1.0]))
     expected = [[0, 1, 0, 0], [0, 5 / 8, 3 / 8, 0], [0.1, 0.5, 0.3, 0.1], [0.1, 0.5, 0.3, 0.1]]
     torch.testing.assert_close(kept, torch.tensor(expected))
+    kept = top_p_renorm(torch.tensor([[0.25, 0.5, 0.25]]), torch.tensor([0.5]))
+    torch.testing.assert_close(kept, torch.tensor([[1 / 3, 2 / 3, 0]]))
 
 
 @given(seed=seeds, rows=st.integers(1, 4))
