@@ -9,6 +9,7 @@ import inspect
 import os
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from blockbuster import blockbuster_ctx
 
@@ -25,6 +26,11 @@ _MAY_BLOCK = (
     ("pd_eagle/worker.py", {"start"}),
     ("pd_eagle/worker_main.py", {"send_spec"}),
 )
+
+
+# How long an example takes says something about the machine's other work, nothing about ours.
+hypothesis.settings.register_profile("pd_eagle", deadline=None)
+hypothesis.settings.load_profile("pd_eagle")
 
 
 def pytest_configure() -> None:

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,7 +49,8 @@ DEFAULT_NEW_TOKENS = 16
 class Act(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the engine does with a request: `after` tokens of the answer, then `then`.
 
-    `pause_s` is between tokens; `burst` tokens make one step.
+    `pause_s` is between tokens; `burst` tokens make one step. The first `skip` requests are simply
+    answered.
     """
 
     then: Literal["finish", "hang", "fail", "raise", "die", "exit", "scheduler_dies", "deaf"] = (
@@ -58,6 +59,7 @@ class Act(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     after: int = 0
     pause_s: float = 0.0
     burst: int = 1
+    skip: int = 0
     code: str = EngineError.code
 
 
@@ -161,6 +163,7 @@ class ScriptedEngine:
         self._script = script
         self._role: str = engine_args.get("disaggregation_mode", "unified")
         self._running = 0
+        self._seen: Counter[str] = Counter()
         self._schedulers = [_scheduler() for _ in range(script.schedulers)]
         self._loop = asyncio.new_event_loop()
         self._rooms = _Rooms()
@@ -210,7 +213,7 @@ class ScriptedEngine:
     async def _play(
         self, request: Request, bootstrap: Bootstrap | None
     ) -> AsyncGenerator[Event, None]:
-        act = self._script.acts.get(chr(request.input_ids[0]), Act())
+        act = self._act(chr(request.input_ids[0]))
         if self._role == "prefill":
             assert bootstrap is not None
             if act.then != "finish":
@@ -228,6 +231,11 @@ class ScriptedEngine:
             yield delta
         if act.then != "finish":
             yield await self._end(act, request.rid)
+
+    def _act(self, first: str) -> Act:
+        act = self._script.acts.get(first, Act())
+        self._seen[first] += 1
+        return Act() if self._seen[first] <= act.skip else act
 
     async def _end(self, act: Act, rid: str) -> Event:
         say(f"{act.then} {rid}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
 from contextlib import aclosing
@@ -19,7 +20,7 @@ from tests import scripted
 from tests.scripted import Script
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Iterator, Mapping
     from pathlib import Path
 
     from pd_eagle.launch import Launcher
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pd_eagle.router import Pair
 
 READY = Script()
+Scripts = Script | list[Script]
 #: Nothing is restarted, tried again or resumed: every failure is seen as it is.
 ONE_TRY = ServicePolicy(
     request_timeout_s=60.0, retry_limit=0, resume=False, restarts=RestartPolicy(limit=0)
@@ -50,6 +52,11 @@ def request(prompt: str, new_tokens: int = scripted.DEFAULT_NEW_TOKENS) -> Reque
 async def text_of(deltas: AsyncGenerator[Delta, None]) -> str:
     async with aclosing(deltas):
         return "".join([delta.text async for delta in deltas])
+
+
+def _lives(scripts: Scripts) -> Iterator[Script]:
+    given = [scripts] if isinstance(scripts, Script) else scripts
+    return itertools.chain(given, itertools.repeat(given[-1]))
 
 
 class Journal(logging.Handler):
@@ -143,20 +150,22 @@ class Stage:
         return service
 
     async def start_service(
-        self, service: Service, scripts: Mapping[str, Script] | None = None
+        self, service: Service, scripts: Mapping[str, Scripts] | None = None
     ) -> None:
+        """Start `service`; of a list of scripts the first is for a worker's first start."""
         plans = {plan.name: plan for plan in service.plan.workers}
-        chosen = scripts or {}
+        chosen = {name: _lives(given) for name, given in (scripts or {}).items()}
 
         def launch(name: str, temp_dir: Path) -> Launch:
-            return self.launch(plans[name], temp_dir, chosen.get(name, READY))
+            script = next(chosen[name]) if name in chosen else READY
+            return self.launch(plans[name], temp_dir, script)
 
         await service.start(launch)
 
     async def service(
         self,
         *roles: Role,
-        scripts: Mapping[str, Script] | None = None,
+        scripts: Mapping[str, Scripts] | None = None,
         policy: ServicePolicy = ONE_TRY,
     ) -> Service:
         """Return a service of these roles that is ready."""

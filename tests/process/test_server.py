@@ -59,6 +59,23 @@ async def test_it_serves_and_stops(tmp_path: Path) -> None:
         assert await server.exit_code() == serve.EXIT_OK
 
 
+async def test_a_stream_survives_the_death_of_its_worker(tmp_path: Path) -> None:
+    slow = Script(acts={"s": Act(pause_s=0.02)}, schedulers=1)
+    async with Server(tmp_path, decode=slow, DECODE_REPLICAS="2") as server:
+        await server.ready()
+        async with server.stream("s", max_tokens=40) as events:
+            begun = await texts(events, 3)
+            workers = (await server.request("GET", "/health")).json()["workers"]
+            (serving,) = [w for w in workers if w["role"] == "decode" and w["inflight"]]
+            os.kill(serving["scheduler_pids"][0], signal.SIGKILL)
+            rest_of_it = [event async for event in events]
+        text = begun + "".join(event["text"] for event in rest_of_it[:-1])
+        assert (text, rest_of_it[-1]) == (answer_to("s", 40), "[DONE]")
+        await server.line(f"{serving['name']} is back")
+        workers = (await server.request("GET", "/health")).json()["workers"]
+        assert {w["name"]: w["restarts"] for w in workers}[serving["name"]] == 1
+
+
 async def test_one_unified_engine(tmp_path: Path) -> None:
     async with Server(tmp_path, PD_MODE="off") as server:
         await server.ready()
