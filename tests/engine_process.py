@@ -58,9 +58,13 @@ class EngineHost:
         if self._process.stdout.readline() != b"ready\n":
             raise RuntimeError(f"no SGLang in the engine host:\n{self.log()}")
 
-    def engine(self, **arguments: Any) -> TestEngine:
-        """Start building an engine and return at once; its first request waits for it."""
-        return TestEngine(self._connect(), {"engine": DEFAULTS | arguments}, self)
+    def engine(self, before: str = "", **arguments: Any) -> TestEngine:
+        """Start building an engine and return at once; its first request waits for it.
+
+        The function `before`, "module:name", is called in the new process first.
+        """
+        order = {"before": before, "engine": DEFAULTS | arguments}
+        return TestEngine(self._connect(), order, self)
 
     def call(self, target: str) -> Any:
         """Return what the function "module:name" returns, called in a fork of this process."""
@@ -181,6 +185,8 @@ def _serve(connection: socket.socket, engine_class: Any) -> None:
         file.write(json.dumps(pkgutil.resolve_name(order["call"])()).encode() + b"\n")
         file.flush()
         os._exit(0)
+    if order["before"]:
+        pkgutil.resolve_name(order["before"])()
     engine = engine_class(**order["engine"])
     file.write(b"true\n")
     file.flush()

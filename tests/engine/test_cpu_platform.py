@@ -4,6 +4,7 @@ and decode over both transfer backends, with EAGLE and without.
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -192,9 +193,41 @@ def test_eagle3(host: EngineHost, tmp_path: Path) -> None:
     assert acceptance(answers) > 1.3
 
 
-def test_eagle_over_two_ranks(host: EngineHost, models: Models, plain: Said) -> None:
+def pretend_to_be_arm() -> None:
+    """Take SGLang's branches for Arm, which call operators that no released wheel has."""
+    from sglang.srt.distributed import bootstrap
+    from sglang.srt.utils import common
+
+    bootstrap._is_cpu_arm64 = True
+    common.is_host_cpu_arm64 = lambda: True
+
+
+def forbid_plugins() -> None:
+    os.environ["SGLANG_PLUGINS"] = "somebody_elses"
+
+
+def test_without_its_overrides_an_engine_does_not_start(host: EngineHost, models: Models) -> None:
+    before = f"{__name__}:forbid_plugins"
+    with (
+        host.engine(before, model_path=models.model) as engine,
+        pytest.raises(RuntimeError, match="general plugin pd_eagle_cpu was not executed"),
+    ):
+        engine.wait_ready()
+
+
+def test_what_would_die_of_a_gpu_kernel_is_refused(host: EngineHost, models: Models) -> None:
+    arguments = models.eagle((3, 1, 4)) | {"speculative_use_rejection_sampling": True}
+    with (
+        host.engine(model_path=models.model, **arguments) as engine,
+        pytest.raises(RuntimeError, match="speculative_use_rejection_sampling needs a GPU"),
+    ):
+        engine.wait_ready()
+
+
+@pytest.mark.parametrize("before", ["", f"{__name__}:pretend_to_be_arm"], ids=["here", "as Arm"])
+def test_eagle_over_two_ranks(host: EngineHost, models: Models, plain: Said, before: str) -> None:
     arguments = models.eagle((2, 6, 10)) | {"tp_size": 2}
-    with host.engine(model_path=models.model, **arguments) as engine:
+    with host.engine(before, model_path=models.model, **arguments) as engine:
         got = ids(engine.generate(requests()))
     # Two ranks add in another order: answers may part where two tokens are almost equal.
     assert [answer[:8] for answer in got] == [answer[:8] for answer in ids(plain.together)]
@@ -277,7 +310,7 @@ def free_port() -> int:
 def over_a_pair(host: EngineHost, models: Models, backend: str, roles: dict[str, Json]) -> Any:
     """Return decode's answers; `roles` has further arguments of each role."""
     port = free_port()
-    shared = {
+    shared: Json = {
         "model_path": models.model,
         "disaggregation_transfer_backend": backend,
         "disaggregation_bootstrap_port": port,
