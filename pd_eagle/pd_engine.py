@@ -52,16 +52,17 @@ class PDEngine:
         forked = None
         if check_forked_engines(deployment):
             # This process may have threads: the zygote is a Python of its own.
-            forked = zygote.spawn(deployment.environment, front_args)
+            forked = zygote.spawn(deployment.environment, front_args, deployment.stack.preload)
         self._loop = _LoopThread()
+        self._front: Front = self._loop.call(_make_front(deployment, forked))
+        starting = self._loop.submit(self._front.start())
         try:
-            self._front: Front = self._loop.call(_make_front(deployment, forked))
-            starting = self._loop.submit(self._front.start())
             tokenizer = load_tokenizer(front_args)
             self._input_class = generate_input_class()
             starting.result()
         except BaseException:
-            self._loop.close()
+            starting.cancel()
+            self.shutdown()  # whoever keeps the error keeps no engine with it
             raise
         self._front.service.decode = tokenizer.decode
         self._api = GenerateApi(self._front.service, tokenizer, incremental=False)
