@@ -43,6 +43,14 @@ TINY_CONFIG = {
 }
 
 
+def tiny_model(folder: Path) -> Path:
+    """Return a folder with a model's shape, and nothing else of it."""
+    model = folder / "model"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text(json.dumps(TINY_CONFIG))
+    return model
+
+
 class Server:
     """A server process; leaving the block kills it if it still runs."""
 
@@ -53,15 +61,12 @@ class Server:
         decode: Script | None = None,
         **settings: str,
     ) -> None:
-        model = folder / "model"
-        model.mkdir(exist_ok=True)
-        (model / "config.json").write_text(json.dumps(TINY_CONFIG))
         scripts = {"PREFILL_ENGINE_ARGS": prefill, "DECODE_ENGINE_ARGS": decode}
         self._environment = {
             **os.environ,
             "DEVICE": "cpu",
             "HATHORA_DEFAULT_PORT": "0",
-            "MODEL_PATH": str(model),
+            "MODEL_PATH": str(tiny_model(folder)),
             "SERVED_MODEL_NAME": "letters",
             "PD_MODE": "on",
             **{name: json.dumps(script.as_args()) for name, script in scripts.items() if script},
