@@ -87,6 +87,47 @@ async def test_one_unified_engine(tmp_path: Path) -> None:
         assert await server.exit_code() == serve.EXIT_OK
 
 
+# --- clients that go away
+
+
+async def test_a_client_that_leaves_a_stream_ends_it_in_both_engines(tmp_path: Path) -> None:
+    async with Server(tmp_path, decode=HANGS) as server:
+        await server.ready()
+        async with server.stream("h") as events:
+            await texts(events, 2)
+        await server.line("decode-0 . aborted")
+        assert (await server.request("GET", "/health")).json()["inflight"] == 0
+
+
+async def test_a_client_that_leaves_before_an_answer_ends_it_in_both_engines(
+    tmp_path: Path,
+) -> None:
+    waits = Script(acts={"h": Act("hang")})
+    async with Server(tmp_path, prefill=waits) as server:
+        await server.ready()
+        asking = asyncio.create_task(server.complete("h"))
+        await server.line("prefill-0 . hang")
+        asking.cancel()
+        for name in ("prefill-0", "decode-0"):
+            await server.line(f"{name} . aborted")
+        assert (await server.request("GET", "/health")).json()["inflight"] == 0
+
+
+async def test_a_client_that_leaves_while_it_sends_is_no_crash(tmp_path: Path) -> None:
+    async with Server(tmp_path) as server:
+        await server.ready()
+        port = int((await server.url()).rpartition(":")[2])
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        assert (await server.complete("x")).status_code == 200
+        server.send(signal.SIGTERM)
+        assert await server.exit_code() == serve.EXIT_OK
+    assert "Traceback" not in server.log
+
+
 # --- starts that fail
 
 

@@ -82,6 +82,22 @@ def test_a_zygote_forked_from_here_leads_a_session_and_ends_with_its_sockets() -
     subprocess.run([sys.executable, "-c", FORK_HERE], check=True, timeout=10)
 
 
+def test_a_process_in_which_cuda_runs_is_not_forked() -> None:
+    code = """
+import sys, types
+from pd_eagle.zygote import why_not_fork
+assert why_not_fork() is None
+running = True
+sys.modules["torch"] = types.SimpleNamespace(
+    cuda=types.SimpleNamespace(is_initialized=lambda: running)
+)
+assert why_not_fork() == "CUDA is initialised in it"
+running = False
+assert why_not_fork() is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=10)
+
+
 async def test_it_says_when_it_cannot_be_prepared(capfd: pytest.CaptureFixture[str]) -> None:
     launcher = ZygoteLauncher(await spawn(scripted.PRELOAD_FAILS))
     with pytest.raises(StartFailed, match="the zygote died"):
