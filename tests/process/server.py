@@ -115,13 +115,13 @@ class Server:
     def log(self) -> str:
         return "\n".join(self.lines)
 
-    async def line(self, pattern: str) -> re.Match[str]:
-        """Return the match of the first line of the log that has `pattern`; waits for it."""
+    async def line(self, pattern: str, number: int = 1) -> re.Match[str]:
+        """Return the match of the first (or n-th) line of the log with `pattern`; waits for it."""
         while True:
             self._more.clear()
-            for line in self.lines:
-                if match := re.search(pattern, line):
-                    return match
+            matches = [match for line in self.lines if (match := re.search(pattern, line))]
+            if len(matches) >= number:
+                return matches[number - 1]
             assert not self._ended, f"no line with {pattern!r} in:\n{self.log}"
             await self._more.wait()
 
