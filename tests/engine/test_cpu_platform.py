@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from tests.chi_squared import surprise
 from tests.engine_process import EngineHost
 from tests.tiny_models import tiny_draft, tiny_model
 
@@ -261,8 +262,8 @@ def drawn(
     }
 
 
-def surprise(model: Any, rows: list[list[int]], sampler: Json) -> float:
-    """Chi-squared of the ranks of the drawn tokens, in standard deviations above its mean.
+def off_by(model: Any, rows: list[list[int]], sampler: Json) -> float:
+    """How surprising the ranks of the drawn tokens are.
 
     Every token is compared with the distribution that transformers gives after the tokens before
     it, so a bias to what a draft proposes shows at any place of any tree.
@@ -276,17 +277,7 @@ def surprise(model: Any, rows: list[list[int]], sampler: Json) -> float:
     probs[probs.cumsum(1) - probs > sampler.get("top_p", 1.0)] = 0
     probs /= probs.sum(1, keepdim=True)
     ranks = (order == tokens[:, 3:].reshape(-1, 1)).int().argmax(1)
-    observed = ranks.bincount(minlength=probs.shape[1]).double()
-    return standard_deviations(observed, probs.sum(0))
-
-
-def standard_deviations(observed: torch.Tensor, expected: torch.Tensor) -> float:
-    often = expected >= 20
-    rest = torch.stack([observed[~often].sum(), expected[~often].sum()]).unsqueeze(1)
-    observed, expected = torch.cat((torch.stack([observed[often], expected[often]]), rest), dim=1)
-    freedom = len(expected) - 1
-    statistic = ((observed - expected) ** 2 / expected.clamp(min=1)).sum()
-    return float((statistic - freedom) / (2 * freedom) ** 0.5)
+    return surprise(ranks.bincount(minlength=probs.shape[1]), probs.sum(0))
 
 
 def test_tokens_are_drawn_from_the_models_distribution(
@@ -294,10 +285,10 @@ def test_tokens_are_drawn_from_the_models_distribution(
 ) -> None:
     for name, (count, sampler) in SAMPLERS.items():
         assert [len(row) for row in drawn[name]] == [323] * count
-        assert surprise(transformers, drawn[name], sampler) < 5, name
+        assert off_by(transformers, drawn[name], sampler) < 5, name
         # The measure sees a temperature that is a little off.
         warmer = sampler | {"temperature": sampler["temperature"] + 0.15}
-        assert surprise(transformers, drawn[name], warmer) > 5, name
+        assert off_by(transformers, drawn[name], warmer) > 5, name
 
 
 def free_port() -> int:
