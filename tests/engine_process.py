@@ -5,6 +5,7 @@ imported; the bare `sglang.Engine`, so that the CPU platform is tested without o
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import pkgutil
@@ -160,6 +161,8 @@ def _import_engine() -> Any:
 
 
 def _host(path: str) -> None:
+    # A test run that is killed must not leave it: PR_SET_PDEATHSIG.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     engine_class = _import_engine()
     Path(path).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
