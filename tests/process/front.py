@@ -1,6 +1,7 @@
 """A front to be killed: `python -m tests.process.front {forked|spawned} PHASE FOLDER`.
 
-It says "there" on standard output once it has reached the phase, and stays in it.
+It says "there" on standard output once it has reached the phase, and stays in it. The pids after it
+are of processes that are too young to show their environment.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from tests.process.stage import Journal, Stage, request
 from tests.scripted import Act, Script
 
 
-def there() -> None:
-    sys.stdout.write("there\n")
+def there(*pids: int) -> None:
+    sys.stdout.write(" ".join(["there", *map(str, pids)]) + "\n")
     sys.stdout.flush()
 
 
@@ -42,9 +43,8 @@ async def _main(how: str, phase: str, folder: Path) -> None:
         await launcher.ready()
     if phase == "launched":
         kept = [await launcher.launch() for _ in range(3)]
-        there()
+        there(*(process.pid for process in kept))
         await asyncio.Event().wait()
-        del kept
     journal = Journal()
     journal.attach()
     stage = Stage(launcher, folder, journal)
