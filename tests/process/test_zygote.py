@@ -58,7 +58,9 @@ def test_a_process_with_threads_is_not_forked() -> None:
     thread = threading.Thread(target=stop.wait)
     thread.start()
     try:
-        with pytest.raises(StartFailed, match="cannot be forked from this process: 2 threads run"):
+        with pytest.raises(
+            StartFailed, match=r"cannot be forked from this process: \d+ threads run"
+        ):
             zygote.fork_from_here(None, scripted.PRELOAD)
     finally:
         stop.set()

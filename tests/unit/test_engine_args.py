@@ -102,6 +102,8 @@ def test_the_two_halves_of_a_pair_on_the_cpu() -> None:
         "disable_cuda_graph": True,
         "disable_overlap_schedule": True,
         "page_size": 1,
+        "load_snapshot_publish_interval": 1,
+        "chunked_prefill_size": 1024,
         "max_total_tokens": 23301,
         "mem_fraction_static": 0.8,
         "disaggregation_mode": "prefill",
