@@ -65,7 +65,16 @@ DOORS: dict[str, set[str]] = {
     "uvicorn": {"serve"},
     "orjson": {"app", "openai_api"},
     # The form of the values that cross a layer or a process.
-    "msgspec": {"messages", "channel", "engine", "worker_main", "zygote", "handoff", "resume"},
+    "msgspec": {
+        "messages",
+        "channel",
+        "engine",
+        "worker_main",
+        "zygote",
+        "handoff",
+        "resume",
+        "service",
+    },
 }
 
 # What answers at once must not even reach a module that imports these when it is imported.
