@@ -67,7 +67,9 @@ class Admission:
         self._lines.setdefault(group, deque()).append(waiting)
         self._queued += 1
         try:
-            await asyncio.wait_for(waiting.turn, self.limits.queue_timeout_s)
+            # Not wait_for: that of Python 3.11 loses a cancellation that comes with the turn.
+            async with asyncio.timeout(self.limits.queue_timeout_s):
+                await waiting.turn
         except TimeoutError:
             self.refused += 1
             raise Overloaded(

@@ -71,7 +71,9 @@ class Canary:
         while True:
             try:
                 wait_s = min(self._interval_s / 4, 1.0 if self._router.broken else 5.0)
-                await asyncio.wait_for(self._doubt.wait(), wait_s)
+                # Not wait_for: that of Python 3.11 loses a cancellation that comes with the doubt.
+                async with asyncio.timeout(wait_s):
+                    await self._doubt.wait()
             except TimeoutError:
                 pass
             self._doubt.clear()

@@ -278,7 +278,8 @@ class Service:
                     raise
             remaining_s = deadline - asyncio.get_running_loop().time()
             try:
-                await asyncio.wait_for(changed.wait(), remaining_s)
+                async with asyncio.timeout(remaining_s):
+                    await changed.wait()
             except TimeoutError:
                 kind = NotServing if tried else DeadlineExceeded
                 raise kind("no pair of workers came back before the request's deadline") from None

@@ -199,7 +199,8 @@ class Supervisor:
         0.5.23).
         """
         try:
-            load = await asyncio.wait_for(worker.ping(), patience_s)
+            async with asyncio.timeout(patience_s):
+                load = await worker.ping()
         except TimeoutError:
             return time.monotonic() - worker.heard_at
         snapshot_age_s = time.time() - load.snapshot_at if load else 0.0
