@@ -34,12 +34,8 @@ def _can_import(module: str) -> bool:
 
 def _call_kv_host_memory(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
-    def __init__(self: Any, agent_name: str, nixl_conf: Any = None, **kwargs: Any) -> None:
-        if nixl_conf is not None:
-            # The thread spins for ever, half a core of each idle engine. SGLang's own polling of
-            # transfers and notifications makes the progress that it would (nixl 1.5.1).
-            nixl_conf.enable_pthread = False
-        init(self, agent_name, nixl_conf, **kwargs)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
         self.nixl_mems["VRAM"] = self.nixl_mems["DRAM"]
 
     return __init__
