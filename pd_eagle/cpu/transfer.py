@@ -32,7 +32,28 @@ def _can_import(module: str) -> bool:
     return True
 
 
+# What NIXL's progress thread sleeps between two looks; every transfer may wait that long.
+_PROGRESS_DELAY_US = 1000
+
+
+def _look_less_often() -> None:
+    """Make NIXL's progress thread sleep: it spins, a core of every idle engine (nixl 1.5.1).
+
+    `nixl_agent.__init__` sets `pthrDelay` to 0 with no way to say otherwise. Without the thread the
+    first token over a new link hangs: nobody answers UCX's handshake.
+    """
+    bindings = importlib.import_module("nixl._api").nixlBind
+
+    class PatientConfig(bindings.nixlAgentConfig):  # type: ignore[misc,name-defined]
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, _PROGRESS_DELAY_US if name == "pthrDelay" else value)
+
+    bindings.nixlAgentConfig = PatientConfig
+
+
 def _call_kv_host_memory(init: Callable[..., None]) -> Callable[..., None]:
+    _look_less_often()
+
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
