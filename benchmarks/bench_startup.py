@@ -171,6 +171,7 @@ def main() -> int:
         "commit": commit(),
     }
     if not arguments.quick:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     for name, mib in runs[-1]["private_mib"].items():
         print(f"{mib:8.1f} MiB  {name}")
