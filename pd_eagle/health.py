@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pd_eagle.placement import Plan
+    from pd_eagle.service import Status
     from pd_eagle.worker import Worker
-
-Status = Literal["starting", "ready", "degraded", "draining", "failed"]
 
 
 @dataclass(frozen=True, slots=True)

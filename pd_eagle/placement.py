@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
     from pd_eagle.config import Settings
     from pd_eagle.devices import Inventory, Kind
+    from pd_eagle.messages import Role
     from pd_eagle.shapes import ModelShape
-
-Role = Literal["prefill", "decode", "unified"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from pd_eagle.app import OpenAI
-    from pd_eagle.health import Status
+    from pd_eagle.service import Status
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 JSON = {"prompt": "x"}
