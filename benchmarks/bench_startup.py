@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -17,14 +16,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pd_eagle.version import VERSION
+from benchmarks.provenance import LOGS, ROOT, keep, provenance, tell
 
-ROOT = Path(__file__).parent.parent
+if TYPE_CHECKING:
+    from pathlib import Path
+
 PORT = 18790
 URL = f"http://127.0.0.1:{PORT}"
 START_TIMEOUT_S = 300.0
@@ -115,21 +115,6 @@ def measure(decode_replicas: int, log: Path, idle_s: float) -> dict[str, Any]:
         stop(process, processes[0])
 
 
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {"pd_eagle": VERSION, "python": platform.python_version()} | {
-        name: version(name) for name in ("sglang", "torch", "nixl")
-    }
-
-
-def commit() -> str:
-    run = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return run.stdout.strip() or "unknown"
-
-
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     medians = {
         replicas: statistics.median(r["ready_s"] for r in runs if r["decode_replicas"] == replicas)
@@ -149,30 +134,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="starts of each plan")
     parser.add_argument("--idle-s", type=float, default=30.0, help="length of the idle watch")
-    parser.add_argument("--quick", action="store_true", help="one round, 5 s idle, no file")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/startup.json")
+    parser.add_argument("--quick", action="store_true", help="a smoke run; not kept")
     arguments = parser.parse_args()
     rounds, idle_s = (1, 5.0) if arguments.quick else (arguments.rounds, arguments.idle_s)
-    logs = ROOT / ".cache"
-    logs.mkdir(exist_ok=True)
+    LOGS.mkdir(exist_ok=True)
     runs = []
     for number in range(rounds):
         for replicas in (1, 2):
             last = number == rounds - 1 and replicas == 2
-            run = measure(replicas, logs / "bench_startup.log", idle_s if last else 0.0)
+            run = measure(replicas, LOGS / "bench_startup.log", idle_s if last else 0.0)
             runs.append(run)
-            sys.stderr.write(f"1 prefill + {replicas} decode: ready after {run['ready_s']} s\n")
+            tell(f"1 prefill + {replicas} decode: ready after {run['ready_s']} s")
     result = {
         "benchmark": "startup",
         "summary": summary(runs),
         "runs": runs,
-        "hardware": {"cpus": os.cpu_count(), "machine": platform.machine(), "gpus": []},
-        "versions": versions(),
-        "commit": commit(),
-    }
-    if not arguments.quick:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    } | provenance("nixl")
+    keep("startup", result, arguments)
     for name, mib in runs[-1]["private_mib"].items():
         print(f"{mib:8.1f} MiB  {name}")
     print(json.dumps(result["summary"]))

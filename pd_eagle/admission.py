@@ -8,20 +8,23 @@ request is.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+import math
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 
-from pd_eagle.errors import Overloaded
+from pd_eagle.errors import DeadlineExceeded, Overloaded, TooManyRequests
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`max_tokens` are KV tokens of all serving engines; `queue_timeout_s` is the longest wait."""
+    """`max_tokens` are KV tokens of all serving engines; `queue_timeout_s` is the longest wait;
+    `max_per_client` counts requests that run and that wait."""
 
     max_inflight: int
     max_tokens: int
     max_queue: int
     queue_timeout_s: float
+    max_per_client: int | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -37,7 +40,8 @@ class Admission:
         self.limits = limits
         self.inflight = 0
         self.tokens = 0
-        self.refused = 0
+        self.refused: Counter[str] = Counter()
+        self._clients: Counter[str] = Counter()
         self._lines: OrderedDict[object, deque[_Waiting]] = OrderedDict()
         self._queued = 0
 
@@ -48,16 +52,36 @@ class Admission:
     def refuse_if_full(self) -> None:
         """Raise `Overloaded` if one more would not even find a place in the queue."""
         if self._queued >= self.limits.max_queue and not self._has_room(0):
-            self.refused += 1
+            self.refused["queue_full"] += 1
             raise Overloaded(
                 f"{self.inflight} requests run and {self._queued} wait: no more are taken "
                 "(MAX_INFLIGHT, MAX_QUEUE)"
             )
 
-    async def enter(self, group: object, cost: int) -> None:
+    def admit_client(self, client: str) -> None:
+        """Count one more open request of `client`, who must be let go with `dismiss_client`.
+
+        Raises `TooManyRequests` if that is more than one client may have.
+        """
+        limit = self.limits.max_per_client
+        if limit is not None and self._clients[client] >= limit:
+            self.refused["client_limit"] += 1
+            raise TooManyRequests(
+                f"{client} has {self._clients[client]} requests open: wanted at most {limit} "
+                "(MAX_INFLIGHT_PER_CLIENT)"
+            )
+        self._clients[client] += 1
+
+    def dismiss_client(self, client: str) -> None:
+        self._clients[client] -= 1
+        if not self._clients[client]:
+            del self._clients[client]
+
+    async def enter(self, group: object, cost: int, deadline: float = math.inf) -> None:
         """Wait for a turn; `cost` is in KV tokens. Whoever entered must `leave` with that cost.
 
-        Raises `Overloaded` at once when the queue is full, or when the wait is too long.
+        `deadline` is a time of the running loop. Raises `Overloaded` at once when the queue is
+        full, or when the wait is too long, `DeadlineExceeded` when that is the deadline's doing.
         """
         if not self._queued and self._has_room(cost):
             self._take(cost)
@@ -66,12 +90,15 @@ class Admission:
         waiting = _Waiting(cost, asyncio.get_running_loop().create_future())
         self._lines.setdefault(group, deque()).append(waiting)
         self._queued += 1
+        patience_ends = asyncio.get_running_loop().time() + self.limits.queue_timeout_s
         try:
             # Not wait_for: that of Python 3.11 loses a cancellation that comes with the turn.
-            async with asyncio.timeout(self.limits.queue_timeout_s):
+            async with asyncio.timeout_at(min(patience_ends, deadline)):
                 await waiting.turn
         except TimeoutError:
-            self.refused += 1
+            if deadline <= patience_ends:
+                raise DeadlineExceeded("the request's time was up before its turn came") from None
+            self.refused["queue_timeout"] += 1
             raise Overloaded(
                 f"no turn within {self.limits.queue_timeout_s:g} s (QUEUE_TIMEOUT_S)"
             ) from None

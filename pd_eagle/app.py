@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -24,6 +24,7 @@ from pd_eagle.errors import InvalidRequest, ModelNotFound, NotServing, PdEagleEr
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
+    from contextlib import AbstractContextManager
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -60,7 +61,8 @@ class Front(Protocol):
     api_key: str | None
 
     def health(self) -> Health: ...
-    def refuse_if_full(self) -> None: ...
+    def metrics(self, accept: str) -> tuple[bytes, str]: ...
+    def door(self, client: str) -> AbstractContextManager[None]: ...
 
 
 def json_response(content: object, status: int = 200, **headers: str) -> Response:
@@ -71,17 +73,22 @@ def json_response(content: object, status: int = 200, **headers: str) -> Respons
 
 class EventStream(StreamingResponse):
     """Server-sent events whose status is decided by the first one, and whose source is closed with
-    the response.
+    the response, as is `door`.
 
     An error before the first event is an ordinary error response; after it, one error event.
     """
 
-    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+    def __init__(self, events: AsyncGenerator[str, None], door: ExitStack) -> None:
         super().__init__(events, media_type="text/event-stream")
         self._events = events
+        self._door = door
         self.headers["cache-control"] = "no-cache"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._door:
+            await self._send_unless_gone(receive, send)
+
+    async def _send_unless_gone(self, receive: Receive, send: Send) -> None:
         # The body has been read, so all that can still be received is the disconnect.
         sending = asyncio.create_task(self._send_events(send))
         gone = asyncio.create_task(receive_disconnect(receive))
@@ -145,6 +152,7 @@ def make_app(front: Front) -> Starlette:
         ("/health", "GET", routes.health),
         ("/health/live", "GET", routes.live),
         ("/health/ready", "GET", routes.ready),
+        ("/metrics", "GET", routes.metrics),
         ("/v1/models", "GET", routes.models),
         ("/v1/models/{model:path}", "GET", routes.model),
         ("/v1/chat/completions", "POST", routes.chat),
@@ -198,6 +206,11 @@ class _Routes:
         health = self._health()
         return json_response({"status": health.status}, 200 if health.serving else 503)
 
+    async def metrics(self, request: Request) -> Response:
+        accept = request.headers.get("accept", "")
+        body, content_type = await asyncio.to_thread(self._front.metrics, accept)
+        return Response(body, headers={"content-type": content_type})
+
     async def models(self, request: Request) -> Response:
         openai = self._openai(request)
         return json_response({"object": "list", "data": [_model_card(openai)]})
@@ -216,14 +229,16 @@ class _Routes:
 
     async def _generate(self, endpoint: Endpoint, http: Request) -> Response:
         openai = self._openai(http)
-        self._front.refuse_if_full()
-        request = openai.parse(endpoint, await _read_body(http), http)
-        if request.stream:
-            return EventStream(await openai.stream(endpoint, request, http))
-        body = await _unless_gone(openai.answer(endpoint, request, http), http.receive)
-        if body is None:
-            return Response(status_code=499)  # nobody is there to read it
-        return Response(body, media_type="application/json")
+        with ExitStack() as stack:
+            stack.enter_context(self._front.door(http.client.host if http.client else "unknown"))
+            request = openai.parse(endpoint, await _read_body(http), http)
+            if request.stream:
+                events = await openai.stream(endpoint, request, http)
+                return EventStream(events, stack.pop_all())
+            body = await _unless_gone(openai.answer(endpoint, request, http), http.receive)
+            if body is None:
+                return Response(status_code=499)  # nobody is there to read it
+            return Response(body, media_type="application/json")
 
     def _openai(self, request: Request) -> OpenAI:
         self._authorize(request)

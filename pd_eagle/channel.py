@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import msgspec
@@ -24,11 +25,21 @@ _encoder = msgspec.msgpack.Encoder()
 Incoming = TypeVar("Incoming")
 
 
+@dataclass(slots=True)
+class Traffic:
+    """Frames and bytes over a socket."""
+
+    frames_sent: int = 0
+    frames_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
 class Channel(asyncio.Protocol, Generic[Incoming]):
     """Both ends of the socket between front and worker.
 
     `on_message` is called for every message in order; `on_eof` once, when the other side is gone
-    or has sent something that is not a frame of ours.
+    or has sent something that is not a frame of ours. `traffic` is counted on, if it is given.
     """
 
     def __init__(
@@ -36,6 +47,7 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
         incoming: Any,
         on_message: Callable[[Incoming], None],
         on_eof: Callable[[], None],
+        traffic: Traffic | None = None,
     ) -> None:
         self._decoder: msgspec.msgpack.Decoder[list[Incoming]] = msgspec.msgpack.Decoder(
             list[incoming]
@@ -46,8 +58,7 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
         self._received = bytearray()
         self._outgoing: list[Any] = []
         self._flush_due = False
-        self.frames_sent = 0
-        self.bytes_sent = 0
+        self.traffic = traffic or Traffic()
 
     async def attach(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -70,8 +81,8 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
         if self._transport is None or self._transport.is_closing():
             return  # the other side is gone; on_eof has said so
         self._transport.write(_LENGTH.pack(len(body)) + body)
-        self.frames_sent += 1
-        self.bytes_sent += len(body) + _LENGTH.size
+        self.traffic.frames_sent += 1
+        self.traffic.bytes_sent += len(body) + _LENGTH.size
 
     def close(self) -> None:
         self.flush()
@@ -85,6 +96,7 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
+        self.traffic.bytes_received += len(data)
         for message in self._messages():
             self._on_message(message)
 
@@ -97,6 +109,7 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
             end = start + _LENGTH.size + size
             if len(received) < end:
                 break
+            self.traffic.frames_received += 1
             messages += self._decoder.decode(received[start + _LENGTH.size : end])
             start = end
         del received[:start]

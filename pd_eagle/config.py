@@ -176,6 +176,11 @@ class Settings:
     max_queue: int | None = _setting(
         forms.whole(0), "Requests that may wait.", shown="from the plan's KV capacity"
     )
+    max_inflight_per_client: int | None = _setting(
+        forms.whole(1),
+        "Requests that one client (address) may have open, running or waiting; more get 429.",
+        shown="no limit",
+    )
     queue_timeout_s: float = _setting(
         forms.seconds(zero=False), "How long a request may wait for its turn.", 30.0
     )

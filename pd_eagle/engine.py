@@ -131,6 +131,7 @@ class _SGLangEngine:
             waiting=sum(s.num_waiting_reqs for s in snapshots),
             used_tokens=sum(s.num_used_tokens for s in snapshots),
             spec_accept_length=spec.accept_length if spec else None,
+            spec_accept_rate=spec.accept_rate if spec else None,
         )
 
     def shutdown(self) -> None:

@@ -174,6 +174,8 @@ def build(
         "incremental_streaming_output": True,
         # A scheduler that spins while idle takes a core from the others; it wakes on its socket.
         "sleep_on_idle": True,
+        # For /metrics: each worker's series go into files of its own.
+        "enable_metrics": True,
         "tp_size": worker.tp,
         **_optional(settings),
     }

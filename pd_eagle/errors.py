@@ -15,6 +15,7 @@ PdEagleError                    500 internal_error
 ├── WorkerDied                  503 worker_died            the engine's process is gone; retry
 ├── TransferFailed              503 transfer_failed        the KV did not arrive; retry
 ├── Overloaded                  503 overloaded             too much work; retry later
+├── TooManyRequests             429 rate_limit_exceeded    too much work of one client; retry later
 ├── NotServing                  503 not_serving            starting, draining or failed
 └── DeadlineExceeded            504 deadline_exceeded      the request's own time is up
 """
@@ -114,6 +115,14 @@ class Overloaded(PdEagleError):
 
     status = 503
     code = "overloaded"
+    retryable = True
+
+
+class TooManyRequests(PdEagleError):
+    """One client has more requests open than the settings allow."""
+
+    status = 429
+    code = "rate_limit_exceeded"
     retryable = True
 
 

@@ -6,6 +6,7 @@ Used by the server and by `PDEngine` alike. It knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from pd_eagle.worker import Launch
 from pd_eagle.zygote import LastingZygote, ZygoteLauncher, spawn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pd_eagle.app import OpenAI
@@ -108,9 +110,22 @@ class Front:
             await self._launcher.close()
         return drained
 
-    def refuse_if_full(self) -> None:
-        """Raise `Overloaded` or `NotServing` before any work is put into a request."""
+    @contextlib.contextmanager
+    def door(self, client: str) -> Iterator[None]:
+        """Let `client` have one more request open; raises before any work is put into it.
+
+        Raises `Overloaded`, `TooManyRequests` or `NotServing`.
+        """
         self.service.refuse_if_full()
+        self.service.admission.admit_client(client)
+        try:
+            yield
+        finally:
+            self.service.admission.dismiss_client(client)
+
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        """Return all series and their content type. Reads files: milliseconds a worker."""
+        return self.service.metrics.exposition(accept)
 
     def health(self) -> Health:
         deployment = self.deployment
@@ -137,6 +152,7 @@ def _policy(settings: Settings) -> ServicePolicy:
         resume=settings.resume,
         max_inflight=settings.max_inflight,
         max_queue=settings.max_queue,
+        max_inflight_per_client=settings.max_inflight_per_client,
         queue_timeout_s=settings.queue_timeout_s,
         canary_interval_s=settings.canary_interval_s,
         restarts=RestartPolicy(

@@ -7,6 +7,7 @@ not choose the pair and does not try again: it says what happened.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from pd_eagle.errors import DeadlineExceeded, from_code
 from pd_eagle.messages import Delta, Event, Failed, Submit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from pd_eagle.messages import Request
     from pd_eagle.router import Pair
@@ -45,13 +46,26 @@ class Mailbox:
         return taken
 
 
-async def run(pair: Pair, request: Request, deadline: float) -> AsyncGenerator[Delta, None]:
+def _unheard(*_: object) -> None:
+    """Nobody is told."""
+
+
+async def run(
+    pair: Pair,
+    request: Request,
+    deadline: float,
+    on_phase: Callable[[str, float], None] = _unheard,
+    on_abort: Callable[[str], None] = _unheard,
+) -> AsyncGenerator[Delta, None]:
     """Run one request over one pair; yield decode's deltas, raise what either half fails with.
 
     `deadline` is a time of the running loop. Both halves are aborted on the way out, whatever that
     way is: idempotent for one that has ended. A failed prefill ends the handoff at once; decode
-    would wait for its KV for minutes.
+    would wait for its KV for minutes. `on_phase` gets the seconds of "prefill", until the KV has
+    been sent, and of "first_delta" after it; `on_abort` why an attempt did not come to its end.
     """
+    phases = _Phases(on_phase)
+    cause = "closed"
     mailbox = Mailbox()
     # A timer that writes into the mailbox, since no timeout may enclose a yield.
     late = Failed(request.rid, DeadlineExceeded.code, "the request's time is up")
@@ -65,9 +79,11 @@ async def run(pair: Pair, request: Request, deadline: float) -> AsyncGenerator[D
         pair.decode.submit(submit, lambda event: mailbox.put("decode", event))
         while True:
             for half, event in await mailbox.take():
+                phases.note(half, event)
                 if isinstance(event, Failed):
                     if half == "prefill" and prompt.begun:
                         continue  # decode has the KV: it goes on without prefill
+                    cause = event.code
                     raise from_code(event.code, event.message)
                 if half == "prefill":
                     prompt.learn(event)
@@ -75,14 +91,39 @@ async def run(pair: Pair, request: Request, deadline: float) -> AsyncGenerator[D
                 else:
                     deltas = prompt.hold(event)
                 for delta in deltas:
+                    if delta.finished:
+                        cause = ""
                     yield delta
                     if delta.finished:
                         return
     finally:
         timer.cancel()
+        if cause:
+            on_abort(cause)
         if pair.prefill is not None:
             pair.prefill.abort(request.rid)
         pair.decode.abort(request.rid)
+
+
+class _Phases:
+    """Times of one handoff until decode's first delta."""
+
+    def __init__(self, on_phase: Callable[[str, float], None]) -> None:
+        self._on_phase = on_phase
+        self._began = self._prefilled = time.monotonic()
+        self._begun = False
+
+    def note(self, half: str, event: Event) -> None:
+        if self._begun or not isinstance(event, Delta):
+            return
+        now = time.monotonic()
+        if half == "prefill":
+            if event.finished:
+                self._prefilled = now
+                self._on_phase("prefill", now - self._began)
+        else:
+            self._begun = True
+            self._on_phase("first_delta", now - self._prefilled)
 
 
 class _PromptLogprobs:

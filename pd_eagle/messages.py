@@ -68,7 +68,8 @@ class EngineInfo(Struct, frozen=True):
 class Load(Struct, frozen=True, omit_defaults=True):
     """How busy an engine is, from SGLang's own shared-memory snapshot.
 
-    `snapshot_at` is the scheduler's wall clock in seconds; a stale one is the sign of a hang.
+    `snapshot_at` is the scheduler's wall clock in seconds; a stale one is the sign of a hang. With
+    EAGLE: tokens a verification, and accepted tokens of those drafted.
     """
 
     snapshot_at: float
@@ -76,6 +77,7 @@ class Load(Struct, frozen=True, omit_defaults=True):
     waiting: int = 0
     used_tokens: int = 0
     spec_accept_length: float | None = None
+    spec_accept_rate: float | None = None
 
 
 # --- front → worker

@@ -30,6 +30,7 @@ from pd_eagle.errors import (
     WorkerDied,
 )
 from pd_eagle.messages import Request
+from pd_eagle.metrics import FINISHED, Metrics
 from pd_eagle.resume import Progress, why_not_resume
 from pd_eagle.router import Router
 from pd_eagle.supervisor import RestartPolicy, Supervisor
@@ -67,6 +68,7 @@ class ServicePolicy:
     resume: bool = True
     max_inflight: int | None = None
     max_queue: int | None = None
+    max_inflight_per_client: int | None = None
     queue_timeout_s: float = 30.0
     canary_interval_s: float = 30.0
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
@@ -85,7 +87,8 @@ class Service:
         self._supervisor = Supervisor(plan, self._on_change, policy.restarts)
         self._router = Router(self.workers)
         self._canary = Canary(self._router, self.probe, self._on_change, policy.canary_interval_s)
-        self._admission = Admission(Limits(1, 1, 0, policy.queue_timeout_s))
+        self.admission = Admission(Limits(1, 1, 0, policy.queue_timeout_s))
+        self.metrics = Metrics(self)
         self._limits: EngineInfo | None = None
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
@@ -98,11 +101,11 @@ class Service:
 
     @property
     def inflight(self) -> int:
-        return self._admission.inflight
+        return self.admission.inflight
 
     @property
     def queued(self) -> int:
-        return self._admission.queued
+        return self.admission.queued
 
     # --- life
 
@@ -132,8 +135,12 @@ class Service:
         tokens = sum(info.max_total_tokens for info in serving)
         inflight = self._policy.max_inflight or max(tokens // _TOKENS_PER_REQUEST, 8)
         queue = self._policy.max_queue
-        self._admission.limits = Limits(
-            inflight, tokens, 4 * inflight if queue is None else queue, self._policy.queue_timeout_s
+        self.admission.limits = Limits(
+            inflight,
+            tokens,
+            4 * inflight if queue is None else queue,
+            self._policy.queue_timeout_s,
+            self._policy.max_inflight_per_client,
         )
 
     async def stop(self, drain_timeout_s: float = 0.0) -> bool:
@@ -186,7 +193,7 @@ class Service:
     def refuse_if_full(self) -> None:
         """Raise what `stream` would raise for any request, before work is put into reading it."""
         self._refuse_unless_serving()
-        self._admission.refuse_if_full()
+        self.admission.refuse_if_full()
 
     async def stream(self, request: Request, group: object = None) -> AsyncGenerator[Delta, None]:
         """Yield what the engines add to `request`; the last delta is `finished`.
@@ -200,16 +207,26 @@ class Service:
         deadline = asyncio.get_running_loop().time() + (
             request.timeout_s or self._policy.request_timeout_s
         )
+        watch = self.metrics.begin()
         self._open(1)
         try:
-            await self._admission.enter(request.rid if group is None else id(group), cost)
+            line = request.rid if group is None else id(group)
+            await self.admission.enter(line, cost, deadline)
+            watch.admitted(len(request.input_ids))
             try:
                 async with aclosing(self._attempts(request, deadline)) as deltas:
                     async for delta in deltas:
+                        watch.delta(len(delta.output_ids))
+                        if delta.finished:
+                            watch.outcome = FINISHED
                         yield delta
             finally:
-                self._admission.leave(cost)
+                self.admission.leave(cost)
+        except PdEagleError as error:
+            watch.outcome = error.code
+            raise
         finally:
+            watch.end()
             self._open(-1)
 
     def _open(self, change: int) -> None:
@@ -225,7 +242,9 @@ class Service:
         rid = request.rid
         while True:
             pair = await self._next_pair(tried, deadline)
-            attempt = handoff.run(pair, progress.next_attempt(rid), deadline)
+            attempt = handoff.run(
+                pair, progress.next_attempt(rid), deadline, self.metrics.phase, self.metrics.aborted
+            )
             try:
                 async with aclosing(attempt) as deltas:
                     async for delta in deltas:

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pd_eagle.channel import Channel
+from pd_eagle.channel import Channel, Traffic
 from pd_eagle.errors import NotServing, PdEagleError, StartFailed, WorkerDied
 from pd_eagle.launch import OutputTail
 from pd_eagle.messages import (
@@ -89,6 +89,8 @@ class Worker:
         self.served = 0
         self.heard_at = self.generated_at = time.monotonic()
         self.bootstrap_port: int | None = None
+        self.temp_dir: Path | None = None
+        self.traffic = Traffic()
         self._on_death = on_death
         self._sinks: dict[str, Callable[[Event], None]] = {}
         self._process: WorkerProcess | None = None
@@ -129,7 +131,7 @@ class Worker:
 
         Raises `StartFailed` with the engine's last words as soon as the start cannot succeed.
         """
-        self.bootstrap_port = launch.bootstrap_port
+        self.bootstrap_port, self.temp_dir = launch.bootstrap_port, launch.temp_dir
         self.info, self.load, self._eof = None, None, False
         launch.temp_dir.mkdir(parents=True, exist_ok=True)
         self._process = process = await launch.launcher.launch()
@@ -142,7 +144,7 @@ class Worker:
             temp_dir=str(launch.temp_dir),
             factory=launch.factory,
         )
-        self._channel = Channel(FromWorker, self._on_message, self._on_eof)
+        self._channel = Channel(FromWorker, self._on_message, self._on_eof, self.traffic)
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 send_spec(process.data, spec)  # if it is gone already, EOF says so below

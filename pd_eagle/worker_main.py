@@ -16,10 +16,12 @@ import struct
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pd_eagle import engine_metrics
 from pd_eagle.channel import Channel
 from pd_eagle.errors import EngineError, StartFailed
 from pd_eagle.messages import (
@@ -107,6 +109,7 @@ def _start_and_serve(data: socket.socket, *, fork: bool) -> int:
     os.environ.update(spec.environment)
     os.environ["TMPDIR"] = spec.temp_dir
     tempfile.tempdir = None  # forget what was worked out before the fork
+    engine_metrics.write_below(Path(spec.temp_dir))
     try:
         engine = _factory(spec.factory)(spec.engine_args, fork=fork)
     except Exception as error:

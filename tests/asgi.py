@@ -73,8 +73,7 @@ class Exchange:
             message = {"type": "http.request", "body": part, "more_body": bool(left) or more}
             self._incoming.put_nowait(message)
         self._sent: asyncio.Queue[Message] = asyncio.Queue()
-        self._reading = asyncio.Event()
-        self._reading.set()
+        self._may_send: int | None = None
         self.blocked = asyncio.Event()
         self.sent = 0
         self._task: asyncio.Task[None] | None = None
@@ -107,14 +106,17 @@ class Exchange:
         return await self._incoming.get()
 
     async def _send(self, message: Message) -> None:
-        if not self._reading.is_set():
+        if self._may_send == 0:
             self.blocked.set()
-            await self._reading.wait()
+            await asyncio.Event().wait()
+        if self._may_send is not None:
+            self._may_send -= 1
         self._sent.put_nowait(message)
         self.sent += 1
 
-    def stop_reading(self) -> None:
-        self._reading.clear()
+    def stop_reading(self, after: int = 0) -> None:
+        """Let `send` block from now on, or after so many more messages."""
+        self._may_send = after
 
     def hang_up(self) -> None:
         self._incoming.put_nowait({"type": "http.disconnect"})
@@ -135,6 +137,12 @@ class Exchange:
         self.hang_up()
         assert self._task is not None
         await self._task
+
+    async def rest(self) -> list[Message]:
+        """Wait until the application has ended; return what it sent that was not taken yet."""
+        assert self._task is not None
+        await self._task
+        return [self._sent.get_nowait() for _ in range(self._sent.qsize())]
 
     async def answer(self) -> Answer:
         """Return the whole answer."""

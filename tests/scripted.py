@@ -50,12 +50,12 @@ class Act(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     """What the engine does with a request: `after` tokens of the answer, then `then`.
 
     `pause_s` is between tokens; `burst` tokens make one step. The first `skip` requests are simply
-    answered.
+    answered. `no_transfer` is a decode engine that never fetches the KV.
     """
 
-    then: Literal["finish", "hang", "fail", "raise", "die", "exit", "scheduler_dies", "deaf"] = (
-        "finish"
-    )
+    then: Literal[
+        "finish", "hang", "fail", "raise", "die", "exit", "scheduler_dies", "deaf", "no_transfer"
+    ] = "finish"
     after: int = 0
     pause_s: float = 0.0
     burst: int = 1
@@ -225,6 +225,8 @@ class ScriptedEngine:
         ids = request.input_ids
         if self._role == "decode":
             assert bootstrap is not None
+            if act.then == "no_transfer":
+                yield await self._end(act, request.rid)
             ids = await _fetch(_meeting_place(bootstrap.port), bootstrap.room)
         for delta in _steps(request, ids, act):
             await asyncio.sleep(act.pause_s)
@@ -354,6 +356,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
     model: str = "default"
     max_tokens: int = DEFAULT_NEW_TOKENS
     stream: bool = False
+    timeout: float | None = None
 
 
 class ScriptedOpenAI:
@@ -393,7 +396,7 @@ class ScriptedOpenAI:
 
     async def _texts(self, body: Body) -> AsyncGenerator[str, None]:
         params = {"max_new_tokens": body.max_tokens}
-        request = Request(new_rid(), ids_of(body.prompt), params)
+        request = Request(new_rid(), ids_of(body.prompt), params, timeout_s=body.timeout)
         async with aclosing(self._service.stream(request)) as deltas:
             async for delta in deltas:
                 yield delta.text

@@ -33,7 +33,7 @@ fit placement
 engine_args
 doctor
 deployment
-channel orphan launch
+channel orphan launch engine_metrics
 engine worker_main zygote
 worker
 supervisor
@@ -57,7 +57,7 @@ DOORS: dict[str, set[str]] = {
     "torch": {"cpu", "demo", "engine"},
     "transformers": {"demo"},
     "huggingface_hub": {"models"},
-    "prometheus_client": {"metrics"},
+    "prometheus_client": {"metrics", "engine_metrics"},
     "starlette": {"app", "openai_api"},
     # SGLang's OpenAI classes speak in these.
     "fastapi": {"openai_api"},
@@ -86,6 +86,7 @@ ENVIRONMENT = {
     "cli": "the command line is where the environment comes from",
     "pd_engine": "a library has no main: CUDA_VISIBLE_DEVICES and what its workers inherit",
     "serve": "the zygote is forked from this process, so what engines need is set here",
+    "engine_metrics": "prometheus_client and SGLang take the folder from a variable alone",
     "worker_main": "the child's main: sets what its engine needs before SGLang is imported",
     "cpu": "SGLang calls activate() without arguments, in anybody's process",
     "demo": "XDG_CACHE_HOME, and what the converting child inherits",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pd_eagle.admission import Admission, Limits
-from pd_eagle.errors import Overloaded
+from pd_eagle.errors import DeadlineExceeded, Overloaded, TooManyRequests
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -71,7 +71,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
         door.refuse_if_full()
     with pytest.raises(Overloaded):
         await door.enter("c", 1)
-    assert door.refused == 2
+    assert door.refused == {"queue_full": 2}
     door.leave(1)
     await waiting
     door.refuse_if_full()
@@ -152,3 +152,25 @@ async def test_nothing_is_lost_whoever_gives_up(seed: int) -> None:
         await asyncio.sleep(0)
     assert (door.inflight, door.tokens, door.queued) == (0, 0, 0)
     await door.enter("after", 1)
+
+
+async def test_the_deadline_holds_in_the_queue() -> None:
+    door = admission(inflight=1)
+    await door.enter("a", 1)
+    with pytest.raises(DeadlineExceeded, match="before its turn came"):
+        await door.enter("b", 1, asyncio.get_running_loop().time() + 0.01)
+    assert (door.queued, door.refused) == (0, {})
+    door.leave(1)
+    await door.enter("c", 1)
+
+
+def test_one_client_may_have_so_many_open() -> None:
+    door = Admission(Limits(10, 100, 10, 5, max_per_client=2))
+    door.admit_client("a")
+    door.admit_client("a")
+    with pytest.raises(TooManyRequests, match=r"a has 2 requests open: .*MAX_INFLIGHT_PER_CLIENT"):
+        door.admit_client("a")
+    door.admit_client("b")
+    door.dismiss_client("a")
+    door.admit_client("a")
+    assert door.refused == {"client_limit": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pd_eagle.errors import (
     NotServing,
     Overloaded,
     PdEagleError,
+    TooManyRequests,
     TransferFailed,
     WorkerDied,
 )
@@ -27,7 +29,7 @@ from pd_eagle.placement import Plan
 from tests.asgi import Exchange, call
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterator
 
     from starlette.applications import Starlette
 
@@ -99,6 +101,7 @@ class ScriptedFront:
         self.api_key: str | None = None
         self.status: Status = "ready"
         self.full: PdEagleError | None = None
+        self.inside: list[str] = []
 
     def health(self) -> Health:
         plan = Plan("unified", "a test", "cpu", ())
@@ -117,9 +120,18 @@ class ScriptedFront:
             queued=0,
         )
 
-    def refuse_if_full(self) -> None:
+    @contextlib.contextmanager
+    def door(self, client: str) -> Iterator[None]:
         if self.full:
             raise self.full
+        self.inside.append(client)
+        try:
+            yield
+        finally:
+            self.inside.remove(client)
+
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        return b"series 1.0\n", accept or "text/plain"
 
 
 @pytest.fixture
@@ -498,3 +510,35 @@ async def test_no_task_is_left(app: Starlette, front: ScriptedFront) -> None:
             await exchange.answer()
             await asyncio.gather(exchange.end(), return_exceptions=True)
             assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+# --- the door
+
+
+async def test_a_client_is_let_go_however_its_request_ends(
+    app: Starlette, front: ScriptedFront
+) -> None:
+    for body in (JSON, STREAM):
+        assert (await call(app, "POST", COMPLETION, json_body=body)).status == 200
+        assert front.inside == []
+    front.layer.refuses = InvalidRequest("no")
+    assert (await call(app, "POST", COMPLETION, json_body=JSON)).status == 400
+    front.layer.refuses, front.layer.steps = None, ["one", None]
+    async with Exchange(app, "POST", COMPLETION, body=json.dumps(STREAM).encode()) as exchange:
+        await front.layer.waiting.wait()
+        assert front.inside == ["127.0.0.1"]
+        exchange.hang_up()
+    assert front.inside == []
+
+
+async def test_too_many_requests_of_a_client(app: Starlette, front: ScriptedFront) -> None:
+    front.full = TooManyRequests("127.0.0.1 has 2 requests open")
+    answer = await call(app, "POST", COMPLETION, json_body=JSON)
+    assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+    assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+async def test_metrics_have_the_type_that_was_asked_for(app: Starlette) -> None:
+    answer = await call(app, "GET", "/metrics", headers={"accept": "text/x"})
+    assert (answer.status, answer.body) == (200, b"series 1.0\n")
+    assert answer.headers["content-type"] == "text/x"

@@ -100,12 +100,12 @@ async def test_what_is_sent_in_one_turn_is_one_frame(ends: tuple[End, End]) -> N
     front, worker = ends
     for n in range(100):
         front.channel.send(Ping(n))
-    assert front.channel.frames_sent == 0
+    assert front.channel.traffic.frames_sent == 0
     assert await worker.hears(100) == [Ping(n) for n in range(100)]
-    assert front.channel.frames_sent == 1
+    assert front.channel.traffic.frames_sent == 1
     front.channel.send(Stop())
     await worker.hears(101)
-    assert front.channel.frames_sent == 2
+    assert front.channel.traffic.frames_sent == 2
 
 
 async def test_both_directions_keep_their_order(ends: tuple[End, End]) -> None:
@@ -125,7 +125,7 @@ async def test_a_message_larger_than_any_buffer_arrives(ends: tuple[End, End]) -
     large = Delta("r", "", list(range(2_000_000)), {}, False)
     worker.channel.send(large)
     assert await front.hears(1) == [large]
-    assert worker.channel.bytes_sent > 2_000_000
+    assert worker.channel.traffic.bytes_sent > 2_000_000
 
 
 async def test_what_was_sent_before_the_close_arrives(ends: tuple[End, End]) -> None:
@@ -151,7 +151,7 @@ async def test_sending_to_one_who_is_gone_is_silent(ends: tuple[End, End]) -> No
     await front.gone.wait()
     front.channel.send(Stop())
     front.channel.flush()
-    assert front.channel.frames_sent == 0
+    assert front.channel.traffic.frames_sent == 0
 
 
 GARBAGE = {

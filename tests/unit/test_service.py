@@ -182,8 +182,8 @@ async def test_a_service_that_stops_takes_nothing_more() -> None:
 def test_how_much_may_run_follows_the_pool(max_inflight: int | None, pool: int, limit: int) -> None:
     one = info(max_total_tokens=pool)
     service = service_of(one, one, policy=ServicePolicy(max_inflight=max_inflight))
-    assert service._admission.limits.max_inflight == limit
-    assert service._admission.limits.max_queue == 4 * limit
+    assert service.admission.limits.max_inflight == limit
+    assert service.admission.limits.max_queue == 4 * limit
 
 
 async def test_what_is_too_much_is_refused_at_once() -> None:

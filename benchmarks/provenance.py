@@ -1,0 +1,68 @@
+"""What every result says of itself, and where it is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pd_eagle.version import VERSION
+
+if TYPE_CHECKING:
+    import argparse
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+#: Not tracked: logs and other remains of runs.
+LOGS = ROOT / ".cache"
+
+
+def provenance(*packages: str) -> dict[str, Any]:
+    """Return what a result must say of itself: hardware, versions, commit."""
+    installed = {name: version(name) for name in ("sglang", "torch", *packages)}
+    return {
+        "hardware": {"cpus": os.cpu_count(), "cpu": _cpu(), "gpus": []},
+        "versions": {"pd_eagle": VERSION, "python": platform.python_version()} | installed,
+        "commit": _commit(),
+        "command": ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]],
+    }
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _commit() -> str:
+    """Return the commit that ran, with a `+` when files of the tree were not committed."""
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return run.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return (git("rev-parse", "HEAD") or "unknown") + ("+" if changed else "")
+
+
+def keep(name: str, result: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Write `result` to `benchmarks/results`, that of a quick run to where nothing is tracked."""
+    folder = LOGS if arguments.quick else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    tell(f"written: {path.relative_to(ROOT)}")
+
+
+def tell(line: str) -> None:
+    """Show progress."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,247 @@
+"""Our own series, through prometheus_client: what happened to requests, and how the plan is.
+
+Events are counted when they happen; what a worker or the queue is like is read when somebody asks.
+It knows nothing of HTTP, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+
+from pd_eagle import engine_metrics
+from pd_eagle.worker import TRANSITIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from prometheus_client.metrics_core import Metric
+
+    from pd_eagle.admission import Admission
+    from pd_eagle.worker import Worker
+
+_SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LONG_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 600)
+
+#: Outcomes that are not errors' codes.
+FINISHED, CANCELLED = "finished", "cancelled"
+
+
+class Watched(Protocol):
+    """What is read when somebody asks; `pd_eagle.service.Service` is one."""
+
+    admission: Admission
+    retried: int
+    resumed: int
+
+    @property
+    def status(self) -> str: ...
+    @property
+    def workers(self) -> Sequence[Worker]: ...
+
+
+class Metrics:
+    """The series of one service."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.registry = CollectorRegistry()
+        self._watched = watched
+        self._requests = self._counter("requests", "Requests by how they ended.", "outcome")
+        self._aborts = self._counter(
+            "aborts", "Attempts that were ended in both engines before their end.", "cause"
+        )
+        self._prompt_tokens = self._counter("prompt_tokens", "Tokens of admitted prompts.")
+        self._tokens = self._counter("generated_tokens", "Tokens given to clients.")
+        self._queue = self._seconds("queue", "From acceptance to admission.", _LONG_S)
+        self._first = self._seconds(
+            "time_to_first_token", "From acceptance to the first token.", _LONG_S
+        )
+        self._gap = self._seconds("inter_token", "Between two additions to an answer.", _SHORT_S)
+        self._whole = self._seconds("request", "From acceptance to the end.", _LONG_S)
+        self._handoff = self._seconds(
+            "handoff",
+            "Parts of a handoff: prefill (submitted until the KV has been sent), first_delta "
+            "(from then until decode's first addition).",
+            _LONG_S,
+            "phase",
+        )
+        self._phases: dict[str, Any] = {
+            phase: self._handoff.labels(phase) for phase in ("prefill", "first_delta")
+        }
+        self.registry.register(_Plan(watched))
+
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(f"pd_eagle_{name}", help_text, labels, registry=self.registry)
+
+    def _seconds(
+        self, name: str, help_text: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(
+            f"pd_eagle_{name}_seconds", help_text, labels, registry=self.registry, buckets=buckets
+        )
+
+    # --- events
+
+    def begin(self) -> RequestWatch:
+        return RequestWatch(self)
+
+    def phase(self, name: str, seconds: float) -> None:
+        """Note how long a part of a handoff took."""
+        self._phases[name].observe(seconds)
+
+    def aborted(self, cause: str) -> None:
+        self._aborts.labels(cause).inc()
+
+    # --- the whole
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Return all series, the engines' too, and the content type that `accept` asks for."""
+        encode, content_type = choose_encoder(accept)
+        present = [
+            (worker.name, worker.temp_dir)
+            for worker in self._watched.workers
+            if worker.temp_dir is not None
+        ]
+        everything = _Both(self.registry, engine_metrics.collect(present))
+        return encode(everything), content_type
+
+
+class RequestWatch:
+    """Times of one request, from acceptance to its end."""
+
+    __slots__ = ("_accepted_at", "_last_at", "_metrics", "outcome")
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._accepted_at = time.monotonic()
+        self._last_at = 0.0
+        self.outcome = CANCELLED  # unless somebody says otherwise
+
+    def admitted(self, prompt_tokens: int) -> None:
+        self._metrics._queue.observe(time.monotonic() - self._accepted_at)
+        self._metrics._prompt_tokens.inc(prompt_tokens)
+
+    def delta(self, tokens: int) -> None:
+        now = time.monotonic()
+        metrics = self._metrics
+        if self._last_at:
+            metrics._gap.observe(now - self._last_at)
+        else:
+            metrics._first.observe(now - self._accepted_at)
+        self._last_at = now
+        metrics._tokens.inc(tokens)
+
+    def end(self) -> None:
+        self._metrics._requests.labels(self.outcome).inc()
+        self._metrics._whole.observe(time.monotonic() - self._accepted_at)
+
+
+class _Both:
+    """Our registry and the engines' series, as an encoder wants them."""
+
+    def __init__(self, registry: CollectorRegistry, engines: Iterator[Metric]) -> None:
+        self._registry = registry
+        self._engines = engines
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._registry.collect()
+        yield from self._engines
+
+
+class _Plan:
+    """What is read of queue and workers when somebody asks."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._queue()
+        yield from self._workers()
+        yield from self._sockets()
+
+    def describe(self) -> list[Metric]:
+        return []  # nothing to compare with others' names: they are all ours
+
+    def _queue(self) -> Iterator[Metric]:
+        admission = self._watched.admission
+        limits = admission.limits
+        gauges = {
+            "requests_running": (admission.inflight, "Requests that run."),
+            "requests_running_limit": (limits.max_inflight, "The most that may run at once."),
+            "requests_queued": (admission.queued, "Requests that wait for their turn."),
+            "requests_queued_limit": (limits.max_queue, "The most that may wait."),
+            "kv_tokens_running": (admission.tokens, "KV tokens that running requests may need."),
+            "kv_tokens_limit": (limits.max_tokens, "KV tokens of all serving engines."),
+        }
+        for name, (value, help_text) in gauges.items():
+            yield GaugeMetricFamily(f"pd_eagle_{name}", help_text, value=value)
+        counters = {
+            "retries": (self._watched.retried, "Attempts after the first, before any token."),
+            "resumes": (self._watched.resumed, "Answers gone on with on another pair."),
+        }
+        for name, (value, help_text) in counters.items():
+            yield CounterMetricFamily(f"pd_eagle_{name}", help_text, value=value)
+        refused = CounterMetricFamily(
+            "pd_eagle_admission_refusals", "Requests refused at the door.", labels=["reason"]
+        )
+        for reason, count in sorted(admission.refused.items()):
+            refused.add_metric([reason], count)
+        yield refused
+
+    def _workers(self) -> Iterator[Metric]:
+        state = GaugeMetricFamily(
+            "pd_eagle_worker_state",
+            "1 for the state a worker is in.",
+            labels=["worker", "role", "state"],
+        )
+        for worker in self._watched.workers:
+            for one in TRANSITIONS:
+                state.add_metric([worker.name, worker.role, one], float(worker.state == one))
+        yield state
+        counters: dict[str, tuple[Callable[[Worker], float], str]] = {
+            "restarts": (lambda worker: worker.restarts, "Times a worker came back."),
+            "served_requests": (lambda worker: worker.served, "Requests that ended there."),
+        }
+        for name, (read, help_text) in counters.items():
+            counter = CounterMetricFamily(f"pd_eagle_worker_{name}", help_text, labels=["worker"])
+            for worker in self._watched.workers:
+                counter.add_metric([worker.name], read(worker))
+            yield counter
+        yield from self._speculation()
+
+    def _speculation(self) -> Iterator[Metric]:
+        length = GaugeMetricFamily(
+            "pd_eagle_spec_accept_length",
+            "Tokens a verification yields with EAGLE, lately.",
+            labels=["worker"],
+        )
+        rate = GaugeMetricFamily(
+            "pd_eagle_spec_accept_ratio",
+            "Drafted tokens that are accepted with EAGLE, lately, of those drafted.",
+            labels=["worker"],
+        )
+        for worker in self._watched.workers:
+            if (load := worker.load) is None:
+                continue
+            if load.spec_accept_length is not None:
+                length.add_metric([worker.name], load.spec_accept_length)
+            if load.spec_accept_rate is not None:
+                rate.add_metric([worker.name], load.spec_accept_rate)
+        yield from (length, rate)
+
+    def _sockets(self) -> Iterator[Metric]:
+        for what in ("frames", "bytes"):
+            counter = CounterMetricFamily(
+                f"pd_eagle_worker_socket_{what}",
+                f"{what.capitalize()} over a worker's socket, seen from the front.",
+                labels=["worker", "direction"],
+            )
+            for worker in self._watched.workers:
+                for direction in ("sent", "received"):
+                    value = getattr(worker.traffic, f"{what}_{direction}")
+                    counter.add_metric([worker.name, direction], value)
+            yield counter

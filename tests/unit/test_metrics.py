@@ -1,0 +1,149 @@
+"""Our own series and the engines', as Prometheus' own parser reads them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from pd_eagle.admission import Admission, Limits
+from pd_eagle.channel import Traffic
+from pd_eagle.messages import Load
+from pd_eagle.metrics import FINISHED, Metrics
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pd_eagle.metrics import Watched
+
+#: What an engine's process does, with one counter, one gauge and one histogram.
+ENGINE = """
+import sys
+from pathlib import Path
+import prometheus_client  # a forked worker has it from the front, before the folder is known
+from pd_eagle import engine_metrics
+engine_metrics.write_below(Path(sys.argv[1]))
+prometheus_client.Counter("sglang:prompt_tokens", "Prompt tokens.", ["model_name"]).labels("m").inc(
+    float(sys.argv[2])
+)
+prometheus_client.Gauge("sglang:running", "Running.", multiprocess_mode="mostrecent").set(1)
+prometheus_client.Histogram("sglang:seconds", "Seconds.", buckets=(1, 2)).observe(1.5)
+"""
+
+
+def engine(temp_dir: Path, tokens: int) -> None:
+    subprocess.run([sys.executable, "-c", ENGINE, str(temp_dir), str(tokens)], check=True)
+
+
+def worker(name: str, temp_dir: Path | None = None, load: Load | None = None) -> SimpleNamespace:
+    return SimpleNamespace(
+        name=name,
+        role=name.partition("-")[0],
+        state="ready",
+        restarts=2,
+        served=7,
+        load=load,
+        temp_dir=temp_dir,
+        traffic=Traffic(frames_sent=1, frames_received=2, bytes_sent=3, bytes_received=4),
+    )
+
+
+def watched(*workers: SimpleNamespace) -> SimpleNamespace:
+    admission = Admission(Limits(4, 100, 8, 5.0))
+    return SimpleNamespace(
+        admission=admission, retried=1, resumed=2, status="ready", workers=list(workers)
+    )
+
+
+def series(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Return every sample, by its name and the values of its labels in order of their names."""
+    text = metrics.exposition("")[0].decode()
+    found: dict[tuple[str, tuple[str, ...]], float] = {}
+    for family in parse(text):
+        for sample in family.samples:
+            key = (sample.name, tuple(value for _, value in sorted(sample.labels.items())))
+            assert key not in found, f"{key} is there twice"
+            found[key] = sample.value
+    return found
+
+
+def metrics_of(*workers: SimpleNamespace) -> Metrics:
+    return Metrics(cast("Watched", watched(*workers)))
+
+
+def test_a_request_leaves_its_times_and_its_outcome() -> None:
+    metrics = metrics_of()
+    watch = metrics.begin()
+    watch.admitted(prompt_tokens=5)
+    watch.delta(1)
+    watch.delta(3)
+    watch.outcome = FINISHED
+    watch.end()
+    metrics.begin().end()
+    metrics.aborted("worker_died")
+    metrics.phase("prefill", 0.02)
+    found = series(metrics)
+    assert found["pd_eagle_requests_total", ("finished",)] == 1
+    assert found["pd_eagle_requests_total", ("cancelled",)] == 1
+    assert found["pd_eagle_prompt_tokens_total", ()] == 5
+    assert found["pd_eagle_generated_tokens_total", ()] == 4
+    for name, count in (
+        ("queue", 1),
+        ("time_to_first_token", 1),
+        ("inter_token", 1),
+        ("request", 2),
+    ):
+        assert found[f"pd_eagle_{name}_seconds_count", ()] == count
+    assert found["pd_eagle_handoff_seconds_sum", ("prefill",)] == 0.02
+    assert found["pd_eagle_aborts_total", ("worker_died",)] == 1
+
+
+def test_the_plan_and_the_queue_are_read_when_asked() -> None:
+    load = Load(snapshot_at=0.0, spec_accept_length=2.5, spec_accept_rate=0.75)
+    metrics = metrics_of(worker("prefill-0"), worker("decode-0", load=load))
+    metrics._watched.admission.refused["queue_full"] += 3
+    found = series(metrics)
+    assert found["pd_eagle_requests_running_limit", ()] == 4
+    assert found["pd_eagle_requests_queued", ()] == 0
+    assert found["pd_eagle_kv_tokens_limit", ()] == 100
+    assert found["pd_eagle_admission_refusals_total", ("queue_full",)] == 3
+    assert (found["pd_eagle_retries_total", ()], found["pd_eagle_resumes_total", ()]) == (1, 2)
+    assert found["pd_eagle_worker_state", ("decode", "ready", "decode-0")] == 1
+    assert found["pd_eagle_worker_state", ("decode", "failed", "decode-0")] == 0
+    assert found["pd_eagle_worker_restarts_total", ("prefill-0",)] == 2
+    assert found["pd_eagle_spec_accept_length", ("decode-0",)] == 2.5
+    assert found["pd_eagle_spec_accept_ratio", ("decode-0",)] == 0.75
+    assert ("pd_eagle_spec_accept_length", ("prefill-0",)) not in found
+    assert found["pd_eagle_worker_socket_bytes_total", ("received", "prefill-0")] == 4
+
+
+def test_engines_are_told_apart_and_a_dead_one_is_not_counted(tmp_path: Path) -> None:
+    for name, tokens in (("decode-0", 3), ("decode-1", 5), ("dead", 9999)):
+        engine(tmp_path / name, tokens)
+    engine(tmp_path / "decode-0", 4)  # another process of the same engine
+    present = [worker(name, tmp_path / name) for name in ("decode-0", "decode-1", "just-launched")]
+    found = series(metrics_of(*present, worker("gone")))
+    assert found["sglang:prompt_tokens_total", ("m", "decode-0")] == 7
+    assert found["sglang:prompt_tokens_total", ("m", "decode-1")] == 5
+    assert found["sglang:running", ("decode-0",)] == 1
+    assert found["sglang:seconds_bucket", ("2.0", "decode-0")] == 2
+    assert 9999 not in found.values()
+
+
+@pytest.mark.parametrize("accept", ["", "text/plain", "application/openmetrics-text"])
+def test_both_forms_can_be_parsed(tmp_path: Path, accept: str) -> None:
+    engine(tmp_path, 1)
+    body, content_type = metrics_of(worker("decode-0", tmp_path)).exposition(accept)
+    openmetrics = "openmetrics" in content_type
+    assert openmetrics is ("openmetrics" in accept)
+    names = {f.name for f in (parse_openmetrics if openmetrics else parse)(body.decode())}
+    assert {"pd_eagle_worker_state", "sglang:running"} <= names
+    assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
