@@ -1,8 +1,9 @@
-"""Asks a `PDEngine` a list of prompts, so many at a time."""
+"""What the load generators share: prompts to a `PDEngine`, bodies for the server, percentiles."""
 
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,3 +59,24 @@ def ask(
     results = asyncio.run(everyone())
     seconds = time.monotonic() - began
     return Answers([r["output_ids"] for r in results], [r["meta_info"] for r in results], seconds)
+
+
+CHAT = "/v1/chat/completions"
+
+
+def chat_body(prompt: str, new_tokens: int, *, stream: bool = True) -> dict[str, Any]:
+    return {
+        "messages": [{"role": "user", "content": prompt}],
+        "temperature": 0,
+        "max_tokens": new_tokens,
+        "ignore_eos": True,
+        "stream": stream,
+    }
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """Return median, 99th percentile and maximum."""
+    if len(values) < 2:
+        return {"max": round(max(values, default=0.0), 3)}
+    cuts = statistics.quantiles(values, n=100)
+    return {"p50": round(cuts[49], 3), "p99": round(cuts[98], 3), "max": round(max(values), 3)}

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WorkerHealth:
-    """One worker. `spec_accept_length` is in tokens per verification, None without EAGLE."""
+    """One worker. `spec_accept_length` is in tokens per verification, None without EAGLE.
+
+    `running` and `kv_tokens_used` are what its engine said last, at most a second or two ago, of
+    requests and of `kv_tokens`, its pool; what can be evicted from the cache does not count.
+    """
 
     name: str
     role: str
@@ -24,6 +28,9 @@ class WorkerHealth:
     restarts: int
     inflight: int
     served: int
+    running: int | None
+    kv_tokens_used: int | None
+    kv_tokens: int | None
     spec_accept_length: float | None
     last_error: str | None
 
@@ -39,6 +46,9 @@ class WorkerHealth:
             restarts=worker.restarts,
             inflight=worker.inflight,
             served=worker.served,
+            running=worker.load.running if worker.load else None,
+            kv_tokens_used=worker.load.used_tokens if worker.load else None,
+            kv_tokens=worker.info.max_total_tokens if worker.info else None,
             spec_accept_length=worker.load.spec_accept_length if worker.load else None,
             last_error=worker.last_error,
         )

@@ -42,7 +42,7 @@ def test_a_worker_says_what_it_is() -> None:
     decode = worker(DECODE)
     decode.state, decode.restarts, decode.served = "ready", 2, 7
     decode.info = EngineInfo(1, [130], 4096, 1023, 1024, 256)
-    decode.load = Load(1.0, spec_accept_length=1.8)
+    decode.load = Load(1.0, running=1, used_tokens=17, spec_accept_length=1.8)
     decode.last_error = "its process ended"
     assert WorkerHealth.of(decode) == WorkerHealth(
         name="decode-0",
@@ -53,6 +53,9 @@ def test_a_worker_says_what_it_is() -> None:
         bootstrap_port=None,
         restarts=2,
         inflight=0,
+        running=1,
+        kv_tokens_used=17,
+        kv_tokens=4096,
         served=7,
         spec_accept_length=1.8,
         last_error="its process ended",
