@@ -50,13 +50,23 @@ class Admission:
         return self._queued
 
     def refuse_if_full(self) -> None:
-        """Raise `Overloaded` if one more would not even find a place in the queue."""
-        if self._queued >= self.limits.max_queue and not self._has_room(0):
-            self.refused["queue_full"] += 1
-            raise Overloaded(
-                f"{self.inflight} requests run and {self._queued} wait: no more are taken "
-                "(MAX_INFLIGHT, MAX_QUEUE)"
-            )
+        """Raise `Overloaded` if one more would not even find a place in the queue.
+
+        Those that were let in and are still being read will want one too.
+        """
+        places = self.limits.max_inflight + self.limits.max_queue
+        if self._is_full() or self._clients.total() >= places:
+            raise self._overloaded()
+
+    def _is_full(self) -> bool:
+        return self._queued >= self.limits.max_queue and not self._has_room(0)
+
+    def _overloaded(self) -> Overloaded:
+        self.refused["queue_full"] += 1
+        return Overloaded(
+            f"{self.inflight} requests run and {self._queued} wait: no more are taken "
+            "(MAX_INFLIGHT, MAX_QUEUE)"
+        )
 
     def admit_client(self, client: str) -> None:
         """Count one more open request of `client`, who must be let go with `dismiss_client`.
@@ -86,7 +96,8 @@ class Admission:
         if not self._queued and self._has_room(cost):
             self._take(cost)
             return
-        self.refuse_if_full()
+        if self._is_full():
+            raise self._overloaded()
         waiting = _Waiting(cost, asyncio.get_running_loop().create_future())
         self._lines.setdefault(group, deque()).append(waiting)
         self._queued += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
@@ -58,6 +59,7 @@ class OpenAIApi:
             chat_template=serving.chat_template,
             completion_template=serving.completion_template,
         )
+        self._converting = ThreadPoolExecutor(1, "pd_eagle-template")
         self.decode = facade.tokenizer.decode
         self.model = facade.served_model_name
         self.context_length: int = facade.model_config.context_len
@@ -122,9 +124,10 @@ class OpenAIApi:
         if message := serving._validate_request(request):
             raise InvalidRequest(message)
         try:
-            # Off the loop: a template and a long prompt take milliseconds.
-            converted: tuple[Any, Any] = await asyncio.to_thread(
-                serving._convert_to_internal_request, request, http
+            # Off the loop: a template and a long prompt take milliseconds. One at a time: threads
+            # that all want Python's lock keep it from the loop.
+            converted: tuple[Any, Any] = await asyncio.get_running_loop().run_in_executor(
+                self._converting, serving._convert_to_internal_request, request, http
             )
         except HTTPException as error:
             raise InvalidRequest(str(error.detail)) from error

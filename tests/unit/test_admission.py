@@ -174,3 +174,13 @@ def test_one_client_may_have_so_many_open() -> None:
     door.dismiss_client("a")
     door.admit_client("a")
     assert door.refused == {"client_limit": 1}
+
+
+def test_whoever_was_let_in_has_a_place() -> None:
+    door = admission(inflight=1, queue=1)
+    door.admit_client("a")
+    door.admit_client("b")  # both are still being read: nobody runs, nobody waits
+    with pytest.raises(Overloaded, match=r"0 requests run and 0 wait.*MAX_QUEUE"):
+        door.refuse_if_full()
+    door.dismiss_client("a")
+    door.refuse_if_full()
