@@ -16,7 +16,7 @@ from collections import Counter
 from contextlib import aclosing
 from typing import Any
 
-from benchmarks.provenance import LOGS, keep, provenance, tell
+from benchmarks.provenance import keep, log_to_file, provenance, tell
 from pd_eagle import PDEngine
 
 MOMENTS = ("before submit", "soon", "later", "first delta", "midway", "at the end")
@@ -92,7 +92,7 @@ def aborts(arguments: argparse.Namespace) -> dict[str, Any]:
         "pd_mode": "on",
     }
     params = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
-    with PDEngine(log_level="WARNING", **settings) as engine:
+    with PDEngine(**settings) as engine:
         engine.generate(["Warm up."] * 8, params)
         idle = {
             "workers": {w["name"]: [0, 0] for w in engine.health()["workers"]},
@@ -122,7 +122,7 @@ def main() -> int:
     parser.add_argument("--transfer", choices=("nixl", "mooncake"), default="nixl")
     parser.add_argument("--quick", action="store_true", help="a smoke run; not kept")
     arguments = parser.parse_args()
-    LOGS.mkdir(exist_ok=True)
+    log_to_file("abort_storm")
     result = aborts(arguments)
     name = "abort_storm" if arguments.transfer == "nixl" else "abort_storm_mooncake"
     keep(name, {"benchmark": name} | result | provenance("nixl"), arguments)

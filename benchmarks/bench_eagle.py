@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.asking import Answers, ask
-from benchmarks.provenance import keep, provenance, tell
+from benchmarks.provenance import keep, log_to_file, provenance, tell
 from pd_eagle import PDEngine, demo
 from pd_eagle.engine import load_tokenizer
 from tests.tiny_models import tiny_draft, tiny_model
@@ -85,7 +85,7 @@ def start(model: Model, mode: str, tree: Tree | None, dtype: str) -> PDEngine:
             "speculative_eagle_topk": tree[1],
             "speculative_num_draft_tokens": tree[2],
         }
-    return PDEngine(engine_args={"dtype": dtype}, log_level="WARNING", **chosen)
+    return PDEngine(engine_args={"dtype": dtype}, **chosen)
 
 
 def first_difference(one: list[int], other: list[int]) -> int | None:
@@ -290,6 +290,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of `speed`")
     parser.add_argument("--quick", action="store_true", help="a smoke run; its file is not kept")
     arguments = parser.parse_args()
+    log_to_file("bench_eagle")
     with tempfile.TemporaryDirectory() as folder:
         result = PARTS[arguments.part](arguments, Path(folder))
     name = f"eagle_{arguments.part}"

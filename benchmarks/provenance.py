@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -60,6 +61,17 @@ def keep(name: str, result: dict[str, Any], arguments: argparse.Namespace) -> No
     path = folder / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     tell(f"written: {path.relative_to(ROOT)}")
+
+
+def log_to_file(name: str) -> None:
+    """Write what the package logs, the engines' output included, to a file of `LOGS`."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=LOGS / f"{name}.log",
+        filemode="w",
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(name)s %(message)s",
+    )
 
 
 def tell(line: str) -> None:

@@ -1,13 +1,14 @@
 """Whether every pair's link works: real traffic counts, otherwise a token of ours now and then.
 
-A pair that cannot carry one is taken out; if it stays so, its decode worker is restarted. It knows
-pairs and probes, not what a probe is.
+A pair that cannot carry one is taken out; if it stays so, its decode worker is restarted, and if
+that was not enough, its prefill worker. It knows pairs and probes, not what a probe is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from pd_eagle.errors import PdEagleError
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROBE_TIMEOUT_S = 10.0
-#: Probes in a row that a link may fail before its decode worker is restarted.
-_PATIENCE = 3
+#: Probes in a row that a link may fail before a worker is restarted.
+_PATIENCE = 2
 
 
 class Canary:
@@ -41,6 +42,7 @@ class Canary:
         self._carried_at: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._doubted: set[str] = set()
+        self._made_anew: Counter[str] = Counter()  # how often, since it last carried a token
         self._doubt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -49,6 +51,7 @@ class Canary:
         self._carried_at[pair.name] = asyncio.get_running_loop().time()
         self._doubted.discard(pair.name)
         self._failures.pop(pair.name, None)
+        self._made_anew.pop(pair.name, None)
         if pair.name in self._router.broken:
             self._router.broken.discard(pair.name)
             logger.warning("the link of %s works again", pair.name)
@@ -104,10 +107,19 @@ class Canary:
         self._on_change()
         if failures >= _PATIENCE:
             self._failures.pop(pair.name, None)
-            pair.decode.declare_dead(f"its link from {pair.name} stays broken: {error}")
+            self._make_anew(pair, error)
+
+    def _make_anew(self, pair: Pair, error: PdEagleError) -> None:
+        """Restart one end of a broken link: decode's, then prefill's, in turn."""
+        worker = pair.decode
+        if pair.prefill is not None and self._made_anew[pair.name] % 2:
+            worker = pair.prefill
+        self._made_anew[pair.name] += 1
+        worker.declare_dead(f"the link of {pair.name} stays broken: {error}")
 
     def _forget_the_gone(self) -> None:
         present = {pair.name for pair in self._router.all_pairs()}
-        if gone := self._router.broken - present:
-            self._router.broken -= gone  # what comes back has a new link
+        # What comes back has a new link; if it came back because of the link, that must be seen.
+        if gone := self._router.broken - present - self._made_anew.keys():
+            self._router.broken -= gone
             self._on_change()

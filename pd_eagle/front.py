@@ -11,11 +11,11 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pd_eagle.config import DEFAULT_BOOTSTRAP_PORT
 from pd_eagle.health import Health, WorkerHealth
 from pd_eagle.launch import SpawnLauncher
+from pd_eagle.ports import BootstrapPorts
 from pd_eagle.service import Service, ServicePolicy
-from pd_eagle.supervisor import RestartPolicy, bootstrap_ports, free_ports
+from pd_eagle.supervisor import RestartPolicy
 from pd_eagle.version import VERSION
 from pd_eagle.worker import Launch
 from pd_eagle.zygote import LastingZygote, ZygoteLauncher, spawn
@@ -45,22 +45,20 @@ class Front:
         self.api_key = deployment.settings.api_key
         self._zygote = zygote
         self._launcher: Launcher | None = None
+        self._ports: BootstrapPorts | None = None
         self._reporting: asyncio.Task[None] | None = None
         self._reported: dict[str, float] = {}
 
     async def start(self) -> None:
         """Start every worker and carry a token over every pair. Raises `StartFailed`."""
         plan, asked = self.deployment.plan, self.deployment.settings.disagg_bootstrap_port
-        ports = dict(bootstrap_ports(asked, [worker.name for worker in plan.prefill]))
+        ports = BootstrapPorts(asked, [worker.name for worker in plan.prefill])
+        self._ports = ports
         launcher = await self._make_launcher()
         by_name = {worker.name: worker for worker in plan.workers}
 
         def launch(name: str, temp_dir: Path) -> Launch:
-            port = None
-            if by_name[name].role == "prefill":
-                # A restarted prefill takes a new port: decode engines notice only after seconds
-                # that the old one's owner is gone (SGLang 0.5.23).
-                port = ports.pop(name, None) or self._new_port()
+            port = ports.take(name) if by_name[name].role == "prefill" else None
             args = self.deployment.engine_args(by_name[name], port)
             return Launch(launcher, args, temp_dir, {}, port, self.deployment.stack.engine)
 
@@ -80,11 +78,6 @@ class Front:
                 self._reported = found
                 said = ", ".join(f"{name} {length:.2f}" for name, length in found.items())
                 logger.info("EAGLE acceptance, tokens per verification: %s", said)
-
-    def _new_port(self) -> int:
-        used = {worker.bootstrap_port for worker in self.service.workers}
-        first = self.deployment.settings.disagg_bootstrap_port or DEFAULT_BOOTSTRAP_PORT
-        return next(port for port in free_ports(first) if port not in used)
 
     async def _make_launcher(self) -> Launcher:
         deployment = self.deployment
@@ -108,6 +101,8 @@ class Front:
             self._reporting.cancel()
         if self._launcher is not None:
             await self._launcher.close()
+        if self._ports is not None:
+            self._ports.release()
         return drained
 
     @contextlib.contextmanager

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import logging
 import random
-import socket
 import tempfile
 import time
 from collections import defaultdict, deque
@@ -19,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pd_eagle.config import DEFAULT_BOOTSTRAP_PORT
 from pd_eagle.errors import PdEagleError, StartFailed
 from pd_eagle.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Callable, Coroutine
 
     from pd_eagle.placement import Plan
     from pd_eagle.worker import Launch
@@ -205,32 +203,3 @@ class Supervisor:
             return time.monotonic() - worker.heard_at
         snapshot_age_s = time.time() - load.snapshot_at if load else 0.0
         return min(snapshot_age_s, time.monotonic() - worker.generated_at)
-
-
-def bootstrap_ports(asked: int | None, names: list[str]) -> Mapping[str, int]:
-    """Return a port of its own for each prefill worker: `asked` (or 8998), then the next free.
-
-    Raises `StartFailed` when `asked` is taken: SGLang would only log it, say ready, and hang.
-    """
-    if names and asked is not None and not _is_free(asked):
-        raise StartFailed(
-            f"DISAGG_BOOTSTRAP_PORT={asked}: wanted a free port, something listens on it"
-        )
-    free = free_ports(asked or DEFAULT_BOOTSTRAP_PORT)
-    return {name: next(free) for name in names}
-
-
-def free_ports(first: int) -> Iterator[int]:
-    """Yield the ports from `first` on that nobody listens on. Raises `StartFailed` at the end."""
-    yield from (port for port in range(first, 2**16) if _is_free(port))
-    raise StartFailed(f"no free port from DISAGG_BOOTSTRAP_PORT={first} to 65535 is left")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True

@@ -36,7 +36,7 @@ deployment
 channel orphan launch engine_metrics
 engine worker_main zygote
 worker
-supervisor
+ports supervisor
 router resume admission handoff canary
 metrics
 service

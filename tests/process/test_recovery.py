@@ -244,9 +244,26 @@ async def test_a_link_that_stays_broken_is_made_anew(forked: Stage) -> None:
     await forked.journal.line(r"prefill-0\+decode-0 did not carry a token \(1 in a row\)")
     for _ in range(4):
         assert_undisturbed(await deltas_of(service, request("x")), "x")
-    await forked.journal.line("decode-0 failed: its link .* stays broken")
+    await forked.journal.line("decode-0 failed: the link of .* stays broken")
     await forked.journal.line("decode-0 is back")
     assert_undisturbed(await deltas_of(service, request("x")), "x")
+
+
+async def test_a_link_that_a_new_decode_worker_does_not_mend(forked: Stage) -> None:
+    # the prefill worker hands over the token of the start, and never again
+    stuck = Script(acts={"\0": Act("fail", skip=1, code="transfer_failed")})
+    scripts = {"prefill-0": [stuck, READY]}
+    policy = replace(POLICY, canary_interval_s=0.1)
+    service = await forked.service("prefill", "decode", scripts=scripts, policy=policy)
+    await forked.journal.line("decode-0 failed: the link of .* stays broken")
+    await forked.journal.line("decode-0 is back")
+    waiting = create_task(deltas_of(service, request("x")))
+    await forked.journal.line("prefill-0 failed: the link of .* stays broken")
+    await forked.journal.line(r"the link of prefill-0\+decode-0 works again")
+    assert_undisturbed(await waiting, "x")
+    assert [worker.restarts for worker in service.workers] == [1, 1]
+    assert service.retried == 0  # nobody was sent over a link that was not seen to work
+    assert service.status == "ready"
 
 
 # --- the way down, in the middle of all that
