@@ -5,6 +5,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON_OF_VENV := .venv/bin/python
 GPUS :=
+JOBS := 2
 ARGS :=
 
 .PHONY: help
@@ -29,8 +30,8 @@ doctor: install ## check what is installed here, and say what to do
 	@$(PYTHON_OF_VENV) -m pd_eagle doctor
 
 .PHONY: test
-test: install ## all tests, real engines included: make test ARGS=tests/unit
-	@$(PYTHON_OF_VENV) -m pytest --durations=15 $(ARGS)
+test: install ## all tests, real engines included: make test ARGS=tests/unit JOBS=4
+	@$(PYTHON_OF_VENV) -m pytest -n $(JOBS) --dist loadfile --durations=15 $(ARGS)
 
 .PHONY: lint
 lint: install ## ruff, its format, mypy --strict

@@ -1,6 +1,11 @@
-"""What this machine lacks, as a reason to skip: Mooncake's libraries are Debian's, not pip's."""
+"""What holds for a whole run: what is skipped on this machine, and what is printed at the end.
+
+Mooncake's libraries are Debian's, not pip's.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -16,6 +21,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if over_mooncake and (reason := _why_no_mooncake()):
         for item in over_mooncake:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what tests have noted with `record_property("seen", …)`."""
+    seen = [
+        value
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "seen"
+    ]
+    if seen:
+        terminalreporter.section("seen")
+        for line in seen:
+            terminalreporter.line(line)
 
 
 def _why_no_mooncake() -> str | None:

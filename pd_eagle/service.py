@@ -52,6 +52,8 @@ Status = Literal["starting", "ready", "degraded", "draining", "failed"]
 _EXPECTED_NEW_TOKENS = 512
 #: KV tokens that stand for one request where MAX_INFLIGHT is unset.
 _TOKENS_PER_REQUEST = 256
+#: Tries of a pair to carry its first token, before the whole start fails.
+_FIRST_PROBES = 5
 
 
 def new_rid() -> str:
@@ -118,7 +120,7 @@ class Service:
         try:
             await self._supervisor.start(launch)
             logger.info("%d workers up after %.1f s", len(self.workers), time.monotonic() - began)
-            await asyncio.gather(*(self.probe(pair) for pair in self._router.all_pairs()))
+            await asyncio.gather(*(self._first_probe(pair) for pair in self._router.all_pairs()))
         except BaseException:
             self.status = "failed"
             await self._supervisor.stop()
@@ -189,6 +191,17 @@ class Service:
                 pass
         self._canary.carried(pair)
         logger.debug("%s carried a token end to end", pair.name)
+
+    async def _first_probe(self, pair: Pair) -> None:
+        for tries_left in reversed(range(_FIRST_PROBES)):
+            try:
+                await self.probe(pair)
+            except TransferFailed as error:
+                if not tries_left:
+                    raise
+                logger.warning("%s did not carry its first token: %s", pair.name, error)
+            else:
+                return
 
     def refuse_if_full(self) -> None:
         """Raise what `stream` would raise for any request, before work is put into reading it."""

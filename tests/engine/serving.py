@@ -85,6 +85,12 @@ class ServerProcess:
         except (URLError, ConnectionError):
             return 0, None
 
+    def series(self, name: str) -> float:
+        """Return one of `/metrics` that has no labels."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=20) as response:
+            lines = response.read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
     def worker(self, name: str) -> dict[str, Any]:
         workers = self.get("/health")[1]["workers"]
         return next(worker for worker in workers if worker["name"] == name)
