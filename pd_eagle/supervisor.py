@@ -138,6 +138,8 @@ class Supervisor:
             if len(recent) >= self._policy.limit:
                 self._give_up(worker, len(recent))
                 return
+            if worker.state == "failed":  # its last start did
+                worker.become("restarting")
             await asyncio.sleep(self._policy.delay_s(len(recent)))
             recent.append(time.monotonic())
             if await self._came_back(worker):
@@ -146,12 +148,14 @@ class Supervisor:
 
     async def _came_back(self, worker: Worker) -> bool:
         began = time.monotonic()
-        if worker.state == "failed":
-            worker.become("restarting")
         try:
             await self._start(worker)
         except StartFailed as error:
             logger.error("%s", error)
+            return False
+        except OSError as error:  # of the machine: no process, no descriptor, no room
+            worker.last_error = f"it could not be launched: {error}"
+            logger.error("%s: %s", worker.name, worker.last_error)
             return False
         worker.restarts += 1
         logger.warning("%s is back after %.1f s", worker.name, time.monotonic() - began)
