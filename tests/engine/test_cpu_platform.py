@@ -182,6 +182,18 @@ def test_eagle_with_prompts_in_chunks_and_larger_pages(
         assert ids(engine.generate(requests())) == ids(plain.together)
 
 
+def test_steps_that_adapt_change_no_greedy_token(
+    host: EngineHost, models: Models, plain: Said
+) -> None:
+    """SGLang's `speculative_adaptive`: the number of steps follows acceptance and batch size."""
+    arguments = models.eagle((3, 1, 4)) | {"speculative_adaptive": True}
+    with host.engine(model_path=models.model, **arguments) as engine:
+        for _ in range(3):
+            assert ids(engine.generate(requests())) == ids(plain.together)
+        alone = [ids(engine.generate([request]))[0] for request in requests()]
+    assert alone == plain.alone
+
+
 def test_eagle3(host: EngineHost, tmp_path: Path) -> None:
     target = tiny_model(tmp_path / "model", layers=7)
     draft = tiny_draft(tmp_path / "draft", target, algorithm="EAGLE3")

@@ -342,6 +342,12 @@ def documented_engines(at: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(240)
 def test_sglang_takes_the_documented_engines(tmp_path: Path) -> None:
+    """What SGLang itself makes of the arguments, as far as it can be asked without a GPU.
+
+    Not checked by this: the attention, sampling and MoE backends that SGLang chooses by the GPU's
+    kind; the memory left for the KV pool and CUDA graphs; that the weights load with this TP; that
+    the draft's weights fit the target's; that NIXL or Mooncake connect two GPUs.
+    """
     given = documented_engines(tmp_path)
     answer = ask_sglang(given, tmp_path, {})
     known = set(answer["names"])
