@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sys
 import time
@@ -16,7 +15,7 @@ from collections import Counter
 from contextlib import aclosing
 from typing import Any
 
-from benchmarks.provenance import keep, log_to_file, provenance, tell
+from benchmarks.provenance import conclude, log_to_file, tell
 from pd_eagle import PDEngine
 
 MOMENTS = ("before submit", "soon", "later", "first delta", "midway", "at the end")
@@ -114,7 +113,7 @@ def aborts(arguments: argparse.Namespace) -> dict[str, Any]:
         "states_and_restarts": states,
         "transfer": arguments.transfer,
     }
-    return {"summary": summary, "wrong_in_all": int(after != before)}
+    return {"summary": summary, "wrong": int(after != before)}
 
 
 def main() -> int:
@@ -123,11 +122,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a smoke run; not kept")
     arguments = parser.parse_args()
     log_to_file("abort_storm")
-    result = aborts(arguments)
     name = "abort_storm" if arguments.transfer == "nixl" else "abort_storm_mooncake"
-    keep(name, {"benchmark": name} | result | provenance("nixl"), arguments)
-    print(json.dumps(result["summary"], indent=1))
-    return 1 if result["wrong_in_all"] else 0
+    return conclude(name, aborts(arguments), arguments)
 
 
 if __name__ == "__main__":

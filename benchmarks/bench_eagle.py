@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.asking import Answers, ask
-from benchmarks.provenance import keep, log_to_file, provenance, tell
+from benchmarks.provenance import conclude, log_to_file, tell
 from pd_eagle import PDEngine, demo
 from pd_eagle.engine import load_tokenizer
 from tests.tiny_models import tiny_draft, tiny_model
@@ -129,7 +129,7 @@ def lossless(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "new_tokens_at_most": new_tokens,
         "dtype": "float32",
     }
-    return {"summary": summary, "runs": runs}
+    return {"summary": summary, "runs": runs, "wrong": differing}
 
 
 def _run(
@@ -199,7 +199,7 @@ def rounding(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             (gap for run in runs for gap in run["gaps_at_first_difference"]), default=None
         ),
     }
-    return {"summary": summary, "runs": runs}
+    return {"summary": summary, "runs": runs, "wrong": 0}
 
 
 def _gaps(meta: dict[str, Any]) -> list[float]:
@@ -239,7 +239,8 @@ def speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 )
                 tell(f"round {number + 1} of {rounds}: {runs[-1]}")
     table = [_row(runs, batch, tree) for batch, tree in product((1, 4, 16), trees)]
-    return {"summary": {"dtype": "bfloat16", "table": table, "advice": advice(table)}, "runs": runs}
+    summary = {"dtype": "bfloat16", "table": table, "advice": advice(table)}
+    return {"summary": summary, "runs": runs, "wrong": 0}
 
 
 def _row(runs: list[dict[str, Any]], batch: int, tree: Tree) -> dict[str, Any]:
@@ -293,10 +294,7 @@ def main() -> int:
     log_to_file("bench_eagle")
     with tempfile.TemporaryDirectory() as folder:
         result = PARTS[arguments.part](arguments, Path(folder))
-    name = f"eagle_{arguments.part}"
-    keep(name, {"benchmark": name} | result | provenance("nixl"), arguments)
-    print(result["summary"])
-    return 1 if result["summary"].get("answers_that_differ") else 0
+    return conclude(f"eagle_{arguments.part}", result, arguments)
 
 
 if __name__ == "__main__":

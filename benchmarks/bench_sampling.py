@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks.bench_eagle import DEFAULT_TREE, Model, Tree, start
-from benchmarks.provenance import keep, log_to_file, provenance, tell
+from benchmarks.provenance import conclude, log_to_file, tell
 from tests.tiny_models import tiny_draft, tiny_model
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     raw = {name: seen.tolist() for name, seen in counts.items()}
     wrong = sum(one["p"] < LEAST_P for one in found)
-    return {"summary": summary, "counts": raw, "wrong_in_all": wrong}
+    return {"summary": summary, "counts": raw, "wrong": wrong}
 
 
 def main() -> int:
@@ -124,10 +123,7 @@ def main() -> int:
     arguments = parser.parse_args()
     log_to_file("bench_sampling")
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(arguments, Path(folder))
-    keep("eagle_sampling", {"benchmark": "eagle_sampling"} | result | provenance(), arguments)
-    print(json.dumps(result["summary"], indent=1))
-    return 1 if result["wrong_in_all"] else 0
+        return conclude("eagle_sampling", measure(arguments, Path(folder)), arguments)
 
 
 if __name__ == "__main__":

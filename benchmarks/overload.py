@@ -19,7 +19,7 @@ import httpx
 import psutil
 
 from benchmarks.asking import CHAT, chat_body, percentiles
-from benchmarks.provenance import LOGS, keep, provenance, tell
+from benchmarks.provenance import LOGS, conclude, tell
 from tests.engine.serving import ServerProcess
 
 PROBE = """
@@ -90,7 +90,7 @@ def overload(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     wrong = len(others) + summary["refusals_without_retry_after"] + inflight
     wrong += count * bursts - answered + (max(live_s) >= 0.1)
-    return {"summary": summary, "live_s": live_s, "wrong_in_all": wrong}
+    return {"summary": summary, "live_s": live_s, "wrong": wrong}
 
 
 def _rss_mib(process: psutil.Process) -> float:
@@ -103,11 +103,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a smoke run; not kept")
     arguments = parser.parse_args()
     LOGS.mkdir(exist_ok=True)
-    result = overload(arguments)
     name = "overload" if arguments.transfer == "nixl" else "overload_mooncake"
-    keep(name, {"benchmark": name} | result | provenance("nixl"), arguments)
-    print(json.dumps(result["summary"], indent=1))
-    return 1 if result["wrong_in_all"] else 0
+    return conclude(name, overload(arguments), arguments)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,16 @@ def keep(name: str, result: dict[str, Any], arguments: argparse.Namespace) -> No
     tell(f"written: {path.relative_to(ROOT)}")
 
 
+def conclude(name: str, result: dict[str, Any], arguments: argparse.Namespace) -> int:
+    """Keep `result`, with where it comes from, and print its summary; return the exit code.
+
+    That is 1 if `result["wrong"]`, how much was not as it must be, is above 0.
+    """
+    keep(name, {"benchmark": name} | result | provenance("nixl"), arguments)
+    print(json.dumps(result["summary"], indent=1))
+    return 1 if result["wrong"] else 0
+
+
 def log_to_file(name: str) -> None:
     """Write what the package logs, the engines' output included, to a file of `LOGS`."""
     LOGS.mkdir(parents=True, exist_ok=True)

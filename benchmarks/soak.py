@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from benchmarks.asking import CHAT, chat_body, percentiles
-from benchmarks.provenance import LOGS, keep, provenance, tell
+from benchmarks.provenance import LOGS, conclude, tell
 from tests.engine.serving import ServerProcess
 
 if TYPE_CHECKING:
@@ -154,7 +154,11 @@ async def kill_under_load(server: ServerProcess, seconds: float, every_s: float)
         "whole_at_the_end": whole,
         "restarts": {w["name"]: w["restarts"] for w in server.get("/health")[1]["workers"]},
     }
-    details = {"wrong": tally.wrong, "unavailable": tally.unavailable, "failed": tally.failed}
+    details = {
+        "wrong_answers": tally.wrong,
+        "unavailable": tally.unavailable,
+        "failed": tally.failed,
+    }
     return {"summary": summary, "strikes": strikes, "pauses_s": tally.pauses_s, **details}
 
 
@@ -177,7 +181,7 @@ def kills(arguments: argparse.Namespace) -> dict[str, Any]:
     with ServerProcess(LOGS / "soak_kills.log", **settings) as server:
         result = asyncio.run(kill_under_load(server, seconds, every_s))
     result["summary"]["transfer"] = arguments.transfer
-    result["wrong_in_all"] = result["summary"]["wrong"] + result["summary"]["failed"]
+    result["wrong"] = result["summary"]["wrong"] + result["summary"]["failed"]
     return result
 
 
@@ -188,11 +192,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a smoke run; not kept")
     arguments = parser.parse_args()
     LOGS.mkdir(exist_ok=True)
-    result = kills(arguments)
     name = "soak" if arguments.transfer == "nixl" else "soak_mooncake"
-    keep(name, {"benchmark": name} | result | provenance("nixl"), arguments)
-    print(json.dumps(result["summary"], indent=1))
-    return 1 if result["wrong_in_all"] else 0
+    return conclude(name, kills(arguments), arguments)
 
 
 if __name__ == "__main__":
