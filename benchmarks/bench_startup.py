@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from benchmarks.provenance import LOGS, ROOT, keep, provenance, tell
+from benchmarks.provenance import LOGS, ROOT, conclude, tell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,16 +145,9 @@ def main() -> int:
             run = measure(replicas, LOGS / "bench_startup.log", idle_s if last else 0.0)
             runs.append(run)
             tell(f"1 prefill + {replicas} decode: ready after {run['ready_s']} s")
-    result = {
-        "benchmark": "startup",
-        "summary": summary(runs),
-        "runs": runs,
-    } | provenance("nixl")
-    keep("startup", result, arguments)
     for name, mib in runs[-1]["private_mib"].items():
         print(f"{mib:8.1f} MiB  {name}")
-    print(json.dumps(result["summary"]))
-    return 0
+    return conclude("startup", {"summary": summary(runs), "runs": runs, "wrong": 0}, arguments)
 
 
 if __name__ == "__main__":

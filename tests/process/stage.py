@@ -82,11 +82,15 @@ class Journal(logging.Handler):
 
     async def line(self, pattern: str) -> re.Match[str]:
         """Return the match of the first line that has `pattern`; waits for it."""
+        return (await self.lines_with(pattern, 1))[0]
+
+    async def lines_with(self, pattern: str, count: int) -> list[re.Match[str]]:
+        """Return the matches of all lines that have `pattern`; waits for so many."""
         while True:
             self._more.clear()
-            for line in self.lines:
-                if match := re.search(pattern, line):
-                    return match
+            matches = [match for line in self.lines if (match := re.search(pattern, line))]
+            if len(matches) >= count:
+                return matches
             await self._more.wait()
 
 

@@ -8,6 +8,8 @@ import itertools
 import json
 import os
 import signal
+import statistics
+import time
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -210,6 +212,24 @@ async def test_one_end_and_nothing_left(
     assert service.admission.tokens == 0
     assert [worker.inflight for worker in service.workers] == [0, 0]
     await forked.idle(*(w for w in service.workers if w.state == "ready"))
+
+
+async def test_both_halves_hear_of_it_within_100_ms(forked: Stage, service: Service) -> None:
+    """The median of several: one may meet a busy machine."""
+    app = make_app(Front(ScriptedOpenAI(service, {"served_model_name": "letters"})))
+    body = json.dumps({"prompt": "t", "stream": True}).encode()
+    took_s = []
+    for number in range(7):
+        exchange = Exchange(app, "POST", "/v1/completions", body=body)
+        await exchange.begin()
+        await forked.journal.lines_with("decode-0 . no_transfer", number + 1)
+        began = time.monotonic()
+        exchange.hang_up()
+        for name in ("prefill-0", "decode-0"):
+            await forked.journal.lines_with(f"{name} . aborted", number + 1)
+        took_s.append(time.monotonic() - began)
+        await exchange.rest()
+    assert statistics.median(took_s) < 0.1
 
 
 def check_the_one_terminal(moment: str, cause: str, status: int, rest: list[Any]) -> None:
