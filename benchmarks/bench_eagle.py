@@ -213,7 +213,7 @@ def _gaps(meta: dict[str, Any]) -> list[float]:
 def speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure tokens/s with and without EAGLE: all engines live, asked in turn, in bf16."""
     model = MODELS["tiny" if arguments.quick else "embedded"](folder)
-    trees = [DEFAULT_TREE] if arguments.quick else TREES
+    trees = [DEFAULT_TREE] if arguments.quick else arguments.tree or TREES
     new_tokens, rounds = (16, 1) if arguments.quick else (96, arguments.rounds)
     runs: list[dict[str, Any]] = []
     with ExitStack() as stack:
@@ -288,6 +288,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("part", choices=PARTS)
+    parser.add_argument(
+        "--tree",
+        action="append",
+        type=lambda text: tuple(map(int, text.split(","))),
+        help="steps,topk,tokens for `speed`; may be given again",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of `speed`")
     parser.add_argument("--quick", action="store_true", help="a smoke run; its file is not kept")
     arguments = parser.parse_args()
