@@ -170,7 +170,7 @@ def origin(name: str, result: Result) -> str:
     command = " ".join(result.get("command", ["python", "-m", f"benchmarks.bench_{name}"]))
     return (
         f"`{command}` → `results/{name}.json`: {hardware['cpus']} × "
-        f"{hardware['cpu']}, no GPU; {versions}; commit {result['commit'][:12]}"
+        f"{hardware.get('cpu', hardware.get('machine'))}, no GPU; {versions}; commit {result['commit'][:12]}"
         f"{'+' if result['commit'].endswith('+') else ''}.\n"
     )
 
