@@ -167,11 +167,12 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
 def origin(name: str, result: Result) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     hardware = result["hardware"]
+    cpu = hardware.get("cpu", hardware.get("machine"))
+    commit = result["commit"][:12] + ("+" if result["commit"].endswith("+") else "")
     command = " ".join(result.get("command", ["python", "-m", f"benchmarks.bench_{name}"]))
     return (
-        f"`{command}` → `results/{name}.json`: {hardware['cpus']} × "
-        f"{hardware.get('cpu', hardware.get('machine'))}, no GPU; {versions}; commit {result['commit'][:12]}"
-        f"{'+' if result['commit'].endswith('+') else ''}.\n"
+        f"`{command}` → `results/{name}.json`: {hardware['cpus']} × {cpu}, no GPU; {versions}; "
+        f"commit {commit}.\n"
     )
 
 
