@@ -25,7 +25,9 @@ RUN, DEV, GPU = (f"requirements{kind}.txt" for kind in ("", "-dev", "-gpu"))
 SCRIPTS = ("scripts/install.sh", "scripts/lock.sh", ".ci/run")
 
 # Which requirements file holds the pins of an extra, beside requirements.txt.
-EXTRAS = {"demo": DEV, "mooncake-cpu": DEV, "test": DEV, "mooncake-cuda": GPU}
+EXTRAS = dict.fromkeys(("demo", "mooncake-cpu", "tracing", "bench", "test"), DEV) | {
+    "mooncake-cuda": GPU
+}
 
 # In pieces, so that this file does not hold what it looks for.
 FORBIDDEN = re.compile(
