@@ -54,11 +54,26 @@ def test_chat_over_nixl(server: ServerProcess) -> None:
     assert_health(server, "nixl")
 
 
-def test_chat_over_mooncake(tmp_path: Path) -> None:
+def assert_acceptance(server: ServerProcess) -> None:
+    """A request learns of its own acceptance, where SGLang's API has it."""
+    body = PARIS | {"return_spec_tokens_details": True}
+    details = server.post("/v1/chat/completions", body)[1]["sglext"]["spec_tokens_details"]
+    verified, accepted = details["spec_verify_ct"], details["spec_num_correct_drafts"]
+    # The prefill engine makes the first of the 8 tokens; a step adds one to what it accepts.
+    assert 0 < verified < 7
+    assert accepted >= 7 - verified
+    assert details["spec_accept_length"] == pytest.approx(8 / verified)
+    # The worker's comes with its next heartbeat.
+    assert server.wait_until(lambda: server.worker("decode-0")["spec_accept_length"], "told") > 1
+
+
+def test_chat_with_eagle_over_mooncake(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
-    with ServerProcess(log, DISAGG_TRANSFER_BACKEND="mooncake") as server:
+    settings = {"DISAGG_TRANSFER_BACKEND": "mooncake", "SPECULATIVE_ALGORITHM": "EAGLE"}
+    with ServerProcess(log, **settings) as server:
         assert_paris(server)
         assert_health(server, "mooncake")
+        assert_acceptance(server)
     assert server.process.returncode == 0, log.read_text()[-3000:]
 
 
