@@ -210,6 +210,10 @@ class Settings:
         forms.FLAG, "Continue on another pair when a decode worker dies in mid-answer.", True
     )
 
+    cpu_threads: int = _setting(
+        forms.whole(1), "Threads that each engine calculates with; on a CPU alone.", 1
+    )
+
     engine_args: Mapping[str, Any] = _setting(
         forms.OBJECT, "Further arguments of sglang.Engine, for every engine.", {}
     )

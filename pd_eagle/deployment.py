@@ -143,6 +143,7 @@ def _environment(environ: Mapping[str, str], found: Outline, *, embedded: bool) 
     # Without bytecode a start takes more than twice as long.
     variables = {k: v for k, v in environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     if found.inventory.kind == "cpu":
-        return variables | cpu.environment(offline=embedded)
+        threads = found.settings.cpu_threads
+        return variables | cpu.environment(offline=embedded, threads=threads)
     ib_device = found.settings.disagg_ib_device
     return variables | engine_args.environment("cuda", found.transfer, ib_device)

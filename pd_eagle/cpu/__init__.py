@@ -36,11 +36,12 @@ def install() -> None:
         current_platform.apply_overrides()
 
 
-def environment(*, offline: bool = False) -> dict[str, str]:
+def environment(*, offline: bool = False, threads: int = 1) -> dict[str, str]:
     """Return the variables that a process which will host a CPU engine must have from its start.
 
     They are read when SGLang, torch or Mooncake are imported, so they must be there before; a
-    forked worker has them from the zygote. `offline` forbids every call to a model hub.
+    forked worker has them from the zygote. `offline` forbids every call to a model hub; an engine
+    calculates with `threads`.
     """
     variables = {
         "SGLANG_PLATFORM": PLATFORM,
@@ -49,7 +50,7 @@ def environment(*, offline: bool = False) -> dict[str, str]:
         # On a GPU host `is_cuda()` would send SGLang down the CUDA paths.
         "CUDA_VISIBLE_DEVICES": "",
         # More threads than cores cost more than anything else: SGLang's schedulers spin.
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "MOONCAKE_PROTOCOL": "tcp",
         # A dead scheduler waits for these dumps, up to a minute, before anybody is told.
         "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",

@@ -28,6 +28,8 @@ def test_the_environment_asks_for_the_platform_and_hides_gpus() -> None:
     assert variables["CUDA_VISIBLE_DEVICES"] == ""
     assert "HF_HUB_OFFLINE" not in variables
     assert cpu.environment(offline=True)["HF_HUB_OFFLINE"] == "1"
+    assert variables["OMP_NUM_THREADS"] == "1"
+    assert cpu.environment(threads=2)["OMP_NUM_THREADS"] == "2"
 
 
 def test_the_entry_point_is_declared() -> None:
