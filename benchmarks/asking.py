@@ -78,7 +78,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
     """Return median, 95th and 99th percentile, and maximum."""
     if len(values) < 2:
         return {"max": round(max(values, default=0.0), 3)}
-    cuts = statistics.quantiles(values, n=100)
+    cuts = statistics.quantiles(values, n=100, method="inclusive")
     places = {"p50": 49, "p95": 94, "p99": 98}
     found = {name: round(cuts[place], 3) for name, place in places.items()}
     return found | {"max": round(max(values), 3)}

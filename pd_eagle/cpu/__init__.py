@@ -12,6 +12,13 @@ PLATFORM = "pd_eagle_cpu"
 CPU_ATTENTION_BACKEND = "pd_eagle_torch"
 """What `attention_backend` must be in the arguments of every engine on this platform."""
 
+_THREADS = "PD_EAGLE_CPU_ENGINE_THREADS"
+
+
+def threads() -> int:
+    """Return with how many threads an engine in this process calculates."""
+    return int(os.environ.get(_THREADS, "1"))
+
 
 def activate() -> str | None:
     """Return the platform's class path if this process asked for it by name, else None.
@@ -50,7 +57,10 @@ def environment(*, offline: bool = False, threads: int = 1) -> dict[str, str]:
         # On a GPU host `is_cuda()` would send SGLang down the CUDA paths.
         "CUDA_VISIBLE_DEVICES": "",
         # More threads than cores cost more than anything else: SGLang's schedulers spin.
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": "1",
+        # For the scheduler alone, once it is forked: libraries start threads of OMP_NUM_THREADS
+        # while they are imported, and where threads run nothing may be forked.
+        _THREADS: str(threads),
         "MOONCAKE_PROTOCOL": "tcp",
         # A dead scheduler waits for these dumps, up to a minute, before anybody is told.
         "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",

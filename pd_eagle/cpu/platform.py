@@ -9,7 +9,7 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from pd_eagle.cpu import CPU_ATTENTION_BACKEND, overrides
+from pd_eagle.cpu import CPU_ATTENTION_BACKEND, overrides, threads
 from pd_eagle.errors import StartFailed
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
             self._overridden = True
 
     def post_load_model(self, model: Any) -> None:
-        """Refuse to serve without the overrides; SGLang only logs when a general plugin fails.
+        """Set the threads, and refuse to serve without the overrides: SGLang only logs when a
+        general plugin fails.
 
         The scheduler dies of what this raises, and the engine's start with it.
         """
@@ -90,6 +91,7 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
                 "the general plugin pd_eagle_cpu was not executed: see SGLang's log above, "
                 "and SGLANG_PLUGINS, which can forbid it"
             )
+        torch.set_num_threads(threads())
 
 
 def register_attention() -> None:

@@ -29,7 +29,18 @@ def test_the_environment_asks_for_the_platform_and_hides_gpus() -> None:
     assert "HF_HUB_OFFLINE" not in variables
     assert cpu.environment(offline=True)["HF_HUB_OFFLINE"] == "1"
     assert variables["OMP_NUM_THREADS"] == "1"
-    assert cpu.environment(threads=2)["OMP_NUM_THREADS"] == "2"
+
+
+def test_an_engine_has_the_threads_that_its_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in cpu.environment(threads=2).items():
+        monkeypatch.setenv(name, value)
+    assert cpu.threads() == 2
+    # Libraries start threads of this one while they are imported; then nothing may be forked.
+    assert cpu.environment(threads=2)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.delenv("PD_EAGLE_CPU_ENGINE_THREADS")
+    assert cpu.threads() == 1
 
 
 def test_the_entry_point_is_declared() -> None:
