@@ -1,4 +1,4 @@
-"""Writes benchmarks/README.md from the results beside it: no figure in it is typed by hand.
+"""Writes README.md, index.html and plots from the results beside it: no figure is typed by hand.
 
 python -m benchmarks.report
 """
@@ -9,6 +9,9 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from markdown_it import MarkdownIt
+
+from benchmarks import plots
 from benchmarks.provenance import RESULTS, ROOT
 
 if TYPE_CHECKING:
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 PAGE = ROOT / "benchmarks/README.md"
+HTML = ROOT / "benchmarks/index.html"
+PLOTS = ROOT / "benchmarks/plots"
 
 HEAD = """# Measurements
 
@@ -151,7 +156,63 @@ def overload(result: Result) -> str:
     )
 
 
+def serving(result: Result) -> str:
+    found = result["summary"]
+    names = ("ready_s", "private_mib", "shared_out_mib")
+    systems = [[row["system"], *(row[n] for n in names)] for row in found["systems"]]
+    figures = [f"{what}_{part}_ms" for what in ("ttft", "itl", "e2e") for part in ("p50", "p99")]
+    measured = ["requests_per_s", "tokens_per_s", "cpu_s_per_1000_tokens", *figures]
+    rows = [[r["system"], r["rate"], *(r[n] for n in measured)] for r in found["table"]]
+    compared = [[*list(row.values())[:-1], met(row)] for row in found["ratios"]]
+    low, high = found["prompt_tokens"]
+    least, most = found["new_tokens"]
+    parts = [
+        f"Prompts of {low} to {high} tokens, answers of {least} to {most}, by SGLang's own client. "
+        f"Every system gave the same answer to one question: {found['answers_equal']}.\n",
+        table(["system", "first answer, s", "private memory, MiB", "with shared, MiB"], systems),
+        table(
+            [
+                "system",
+                "rate",
+                *(n.removesuffix("_ms") + ", ms" * n.endswith("_ms") for n in measured),
+            ],
+            rows,
+        ),
+        "pd_eagle with PD against SGLang's servers behind its router; requests/s with all requests "
+        "at once, TTFT at the lowest rate:\n",
+        table(["figure", "pd_eagle", "router", "ratio", "wanted", "met"], compared),
+    ]
+    not_started = [f"Not started: {name}: {why}\n" for name, why in found["not_started"].items()]
+    return "\n".join(parts + not_started)
+
+
+def met(row: Result) -> str:
+    return "yes" if row["met"] else "no"
+
+
+def interference(result: Result) -> str:
+    found = result["summary"]
+    rows = [
+        [
+            *(row["plan"], *(row["gaps"][p] for p in ("p50", "p95", "p99", "max"))),
+            *(row["gaps_alone"]["p99"], row["long_prompts"]["p50"]),
+        ]
+        for row in found["table"]
+    ]
+    compared = [[r["to"], r["ratio"], r["wanted"], met(r)] for r in found["p99_ratio_of_pd"]]
+    head = ["plan", "gap p50, ms", "p95", "p99", "max", "p99 alone", "long prompt p50, ms"]
+    return (
+        f"{found['streams']} streams decode while a prompt of {found['long_prompt_tokens']} tokens "
+        f"comes every {found['every_s']} s. {found['note']}\n\n"
+        + table(head, rows)
+        + "\nThe 99th percentile of PD's gaps against that of one engine:\n\n"
+        + table(["against", "ratio", "wanted", "met"], compared)
+    )
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "serving": ("Beside SGLang's own servers", serving),
+    "interference": ("Long prompts beside streams", interference),
     "startup": ("Start, memory, idling", startup),
     "eagle_speed": ("EAGLE: speed on this CPU", eagle_speed),
     "eagle_lossless": ("EAGLE: the same tokens", eagle_lossless),
@@ -176,20 +237,49 @@ def origin(name: str, result: Result) -> str:
     )
 
 
+def results() -> dict[str, Result]:
+    """Return every result that a section shows, by its name."""
+    paths = {name: RESULTS / f"{name}.json" for name in SECTIONS}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
 def page() -> str:
-    parts = [HEAD]
+    found, parts = results(), [HEAD]
     for name, (title, render) in SECTIONS.items():
-        path = RESULTS / f"{name}.json"
-        if not path.exists():
+        if name not in found:
             parts.append(f"## {title}\n\nNot measured.\n")
             continue
-        result = json.loads(path.read_text())
+        result = found[name]
+        pictures = [f"![{plot}](plots/{plot}.png)\n" for plot in plots.names(name, result)]
         parts.append(f"## {title}\n\n{origin(name, result)}\n{render(result)}")
+        parts += pictures
     return "\n".join(parts)
 
 
+STYLE = (
+    "body { font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }"
+    " table { border-collapse: collapse; font-size: 0.85em; display: block; overflow-x: auto }"
+    " td, th { border: 1px solid #bbb; padding: 0.2em 0.6em; text-align: left }"
+    " img { max-width: 100% }"
+)
+
+
+def html() -> str:
+    """Return the same page for a browser; its pictures are the files beside it."""
+    body = MarkdownIt().enable("table").render(page())
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>pd_eagle: measurements</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n{body}</body>\n</html>\n"
+    )
+
+
 def main() -> int:
+    for name, result in results().items():
+        for plot in plots.names(name, result):
+            plots.write(name, plot, result, PLOTS)
     PAGE.write_text(page())
+    HTML.write_text(html())
     return 0
 
 
