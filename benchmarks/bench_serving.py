@@ -221,7 +221,8 @@ def _ratio(name: str, ours: float, theirs: float) -> Run:
 def wrong(runs: list[Run]) -> int:
     """Return how many requests failed, and how many systems answered unlike the first."""
     started = [run for run in runs if "loads" in run]
-    failed = sum(load["requests"] - load["completed"] for run in started for load in run["loads"])
+    loads = [load for run in started for load in run["loads"]]
+    failed = sum(int(load["requests"]) - int(load["completed"]) for load in loads)
     unlike = sum(run["answer"] != started[0]["answer"] for run in started)
     return failed + unlike
 

@@ -5,9 +5,9 @@ The same result gives the same bytes with the same matplotlib: nothing of the da
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -128,10 +128,11 @@ def write(section: str, name: str, result: Result, folder: Path) -> Path:
 def lines(drawn: Figure) -> dict[str, list[tuple[float, float]]]:
     """Return the points of every curve, by its label: what a picture says, without its bytes."""
     (axes,) = drawn.axes
+    shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     return {
         str(line.get_label()): [
-            (float(x), float(y)) for x, y in line.get_xydata() if not math.isnan(y)
+            (float(x), float(y))
+            for x, y in zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True)
         ]
-        for line in axes.get_lines()
-        if not str(line.get_label()).startswith("_")
+        for line in shown
     }
