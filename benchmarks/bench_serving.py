@@ -223,8 +223,8 @@ def wrong(runs: list[Run]) -> int:
     started = [run for run in runs if "loads" in run]
     loads = [load for run in started for load in run["loads"]]
     failed = sum(int(load["requests"]) - int(load["completed"]) for load in loads)
-    unlike = sum(run["answer"] != started[0]["answer"] for run in started)
-    return failed + unlike
+    unlike = [run for run in started if run["answer"] != started[0]["answer"]]
+    return failed + len(unlike)
 
 
 def summary(runs: list[Run]) -> Run:

@@ -147,6 +147,11 @@ class Running:
     first_answer: str = ""
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    @classmethod
+    def started(cls, name: str, url: str, process: subprocess.Popen[bytes]) -> Self:
+        """Return a system that somebody else has started, and will stop."""
+        return cls(name, Setup([], {}, url), _processes=[process])
+
     @property
     def url(self) -> str:
         return self.setup.url
