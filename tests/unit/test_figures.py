@@ -60,14 +60,13 @@ _TRAINING = "told of the run that trained the draft, which left no JSON"
 _LOSS = "a weight in a formula: a factor, not a ratio that was measured"
 _NOT_KEPT = "told of a run while the draft was made; its JSON was not kept"
 #: (document, figure) → why it stands in no result.
-ELSEWHERE: dict[tuple[str, str], str] = (
-    {
-        ("README.md", "12 GB"): _SIZE,
-        ("README.md", "5 GB"): _SIZE,
-        ("README.md", "270 MB"): _SIZE,
-        ("README.md", "512 MiB"): "the default size of an engine's KV pool: engine_args.py",
-        ("benchmarks/README.md", "2 ×"): "how many processors of a kind the machine has",
-        (_CARD, "8.4 MB"): _SIZE,
+ELSEWHERE: dict[tuple[str, str], str] = {
+    ("README.md", "12 GB"): _SIZE,
+    ("README.md", "5 GB"): _SIZE,
+    ("README.md", "270 MB"): _SIZE,
+    ("README.md", "512 MiB"): "the default size of an engine's KV pool: engine_args.py",
+    ("benchmarks/README.md", "2 ×"): "how many processors of a kind the machine has",
+    (_CARD, "8.4 MB"): _SIZE,
     (_CARD, "70 %"): "how the training's prompts were answered: an argument's default",
     **{(_CARD, figure): _LOSS for figure in ("1.0 ×", "0.1 ×")},
     **{(_CARD, figure): _TRAINING for figure in ("33 s", "18 s", "48 s", "101 s", "1.95")},
@@ -169,9 +168,7 @@ def test_no_exception_is_left_over() -> None:
     assert ELSEWHERE.keys() <= needed
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "benchmarks/README.md", _CARD]
-)
+@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md", _CARD])
 def test_a_planted_figure_is_found_out(name: str) -> None:
     texts = documents()
     planted = texts | {name: texts[name] + "\nIt takes 98765.4 ms, 98765.4 × as long.\n"}
