@@ -17,11 +17,14 @@ from pd_eagle import engine_metrics
 from pd_eagle.worker import TRANSITIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
     from pd_eagle.admission import Admission
+    from pd_eagle.errors import PdEagleError
+    from pd_eagle.messages import Request
+    from pd_eagle.router import Pair
     from pd_eagle.worker import Worker
 
 _SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -86,15 +89,8 @@ class Metrics:
 
     # --- events
 
-    def begin(self) -> RequestWatch:
+    def begin(self, request: Request) -> RequestWatch:
         return RequestWatch(self)
-
-    def phase(self, name: str, seconds: float) -> None:
-        """Note how long a part of a handoff took."""
-        self._phases[name].observe(seconds)
-
-    def aborted(self, cause: str) -> None:
-        self._aborts.labels(cause).inc()
 
     # --- the whole
 
@@ -111,7 +107,7 @@ class Metrics:
 
 
 class RequestWatch:
-    """Times of one request, from acceptance to its end."""
+    """What happens to one request, from acceptance to its end; `pd_eagle.tracing` hears it too."""
 
     __slots__ = ("_accepted_at", "_last_at", "_metrics", "outcome")
 
@@ -125,6 +121,20 @@ class RequestWatch:
         self._metrics._queue.observe(time.monotonic() - self._accepted_at)
         self._metrics._prompt_tokens.inc(prompt_tokens)
 
+    def attempt(self, pair: Pair, request: Request) -> Request:
+        """Return `request` as `pair` is to get it."""
+        return request
+
+    def phase(self, name: str, seconds: float) -> None:
+        """Note how long a part of a handoff took."""
+        self._metrics._phases[name].observe(seconds)
+
+    def aborted(self, cause: str) -> None:
+        self._metrics._aborts.labels(cause).inc()
+
+    def again(self, how: str, error: PdEagleError) -> None:
+        """Note that `error` ended an attempt and another follows: a retry, or a resume."""
+
     def delta(self, tokens: int) -> None:
         now = time.monotonic()
         metrics = self._metrics
@@ -134,6 +144,12 @@ class RequestWatch:
             metrics._first.observe(now - self._accepted_at)
         self._last_at = now
         metrics._tokens.inc(tokens)
+
+    def finished(self, meta: Mapping[str, Any]) -> None:
+        self.outcome = FINISHED
+
+    def failed(self, error: PdEagleError) -> None:
+        self.outcome = error.code
 
     def end(self) -> None:
         self._metrics._requests.labels(self.outcome).inc()

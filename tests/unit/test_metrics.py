@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from pd_eagle.admission import Admission, Limits
 from pd_eagle.channel import Traffic
-from pd_eagle.messages import Load
-from pd_eagle.metrics import FINISHED, Metrics
+from pd_eagle.messages import Load, Request
+from pd_eagle.metrics import Metrics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,15 +81,17 @@ def metrics_of(*workers: SimpleNamespace) -> Metrics:
 
 def test_a_request_leaves_its_times_and_its_outcome() -> None:
     metrics = metrics_of()
-    watch = metrics.begin()
+    request = Request("r", [0], {})
+    watch = metrics.begin(request)
     watch.admitted(prompt_tokens=5)
     watch.delta(1)
     watch.delta(3)
-    watch.outcome = FINISHED
+    watch.phase("prefill", 0.02)
+    watch.finished({})
     watch.end()
-    metrics.begin().end()
-    metrics.aborted("worker_died")
-    metrics.phase("prefill", 0.02)
+    cancelled = metrics.begin(request)
+    cancelled.aborted("worker_died")
+    cancelled.end()
     found = series(metrics)
     assert found["pd_eagle_requests_total", ("finished",)] == 1
     assert found["pd_eagle_requests_total", ("cancelled",)] == 1
