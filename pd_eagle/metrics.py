@@ -6,9 +6,9 @@ It knows nothing of HTTP, and decides nothing.
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from itertools import accumulate
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter
@@ -122,12 +122,12 @@ class RequestWatch:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._accepted_at = self._last_at = time.monotonic()
+        self._accepted_at = self._last_at = monotonic()
         self._times = metrics.first  # then the gaps
         self.outcome = CANCELLED  # unless somebody says otherwise
 
     def admitted(self, prompt_tokens: int) -> None:
-        self._metrics.queue.observe(time.monotonic() - self._accepted_at)
+        self._metrics.queue.observe(monotonic() - self._accepted_at)
         self._metrics.prompt_tokens += prompt_tokens
 
     def attempt(self, pair: Pair, request: Request) -> Request:
@@ -145,10 +145,13 @@ class RequestWatch:
         """Note that `error` ended an attempt and another follows: a retry, or a resume."""
 
     def delta(self, tokens: int) -> None:
-        now = time.monotonic()
-        self._times.observe(now - self._last_at)
-        self._times, self._last_at = self._metrics.gap, now
-        self._metrics.generated_tokens += tokens
+        now = monotonic()
+        times, metrics = self._times, self._metrics
+        seconds = now - self._last_at
+        times.counts[bisect_left(times.bounds, seconds)] += 1
+        times.sum += seconds
+        metrics.generated_tokens += tokens
+        self._times, self._last_at = metrics.gap, now
 
     def finished(self, meta: Mapping[str, Any]) -> None:
         self.outcome = FINISHED
@@ -158,7 +161,7 @@ class RequestWatch:
 
     def end(self) -> None:
         self._metrics._requests.labels(self.outcome).inc()
-        self._metrics.whole.observe(time.monotonic() - self._accepted_at)
+        self._metrics.whole.observe(monotonic() - self._accepted_at)
 
 
 class _Both:
