@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pd_eagle import demo, engine_args, serve
+from tests import exposition
 from tests.engine.serving import ServerProcess
 from tests.otlp import Collector, attributes
 
@@ -64,6 +65,29 @@ def scrape(server: ServerProcess) -> dict[tuple[str, str | None], float]:
     return found
 
 
+def exposed(server: ServerProcess, accept: str) -> str:
+    asked = urllib.request.Request(f"{server.url}/metrics", headers={"accept": accept})
+    with urllib.request.urlopen(asked, timeout=20) as response:
+        text: str = response.read().decode()
+    assert text.rstrip().endswith("# EOF") is ("openmetrics" in accept)
+    return text
+
+
+def check_exposition(server: ServerProcess) -> None:
+    """Both forms are read by Prometheus' parsers, promtool agrees, the dashboard finds all it
+    asks for.
+    """
+    types = exposition.types_of(exposed(server, "application/openmetrics-text"), openmetrics=True)
+    assert exposition.used_by_the_dashboard("sglang:") - types.keys() == set()
+    text = exposed(server, "text/plain")
+    types = exposition.types_of(text)
+    assert exposition.used_by_the_dashboard("sglang:") - types.keys() == set()
+    for expr in exposition.expressions():
+        if "sglang:" in expr:
+            assert exposition.misused(expr, types) == []
+    assert exposition.promtool_complaints(text) in ([], None)
+
+
 def ask(server: ServerProcess) -> None:
     status, answer = server.post("/v1/chat/completions", QUESTION)
     assert status == 200, answer
@@ -78,6 +102,7 @@ def test_metrics_after_load_and_after_a_restart(server: ServerProcess) -> None:
     for _ in range(4):
         ask(server)
     before = scrape(server)
+    check_exposition(server)
     assert before["pd_eagle_requests_total", None] == 4
     assert before["pd_eagle_generated_tokens_total", None] == 4 * 8
     for decode in WORKERS[1:]:  # every decode worker has generated, the prefill worker has not
@@ -97,6 +122,12 @@ def test_metrics_after_load_and_after_a_restart(server: ServerProcess) -> None:
     assert after[generated, "decode-1"] > before[generated, "decode-1"]
     workers = {worker for name, worker in after if name.startswith("sglang:")}
     assert workers == set(WORKERS)
+    check_exposition(server)
+
+
+def test_promtool_was_there(server: ServerProcess) -> None:
+    if exposition.promtool_complaints(exposed(server, "text/plain")) is None:
+        pytest.skip("promtool is not on PATH: Debian has it in the package prometheus")
 
 
 def children(spans: list[Span], parent: Span) -> list[Span]:
