@@ -44,10 +44,9 @@ class SwitchedOpenAI(OpenAIApi):
         gc.collect()
         gc.freeze()
         self._service = service
-        self._begin = {
-            WITH: service.metrics.begin,
-            WITHOUT: lambda _: Unwatched(service.metrics),
-        }
+        self._begin = dict.fromkeys(WITH.values(), service.metrics.begin) | dict.fromkeys(
+            WITHOUT.values(), lambda _: Unwatched(service.metrics)
+        )
 
     def parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
         request = super().parse(endpoint, body, http)

@@ -7,6 +7,7 @@ It knows nothing of HTTP, and decides nothing.
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import partial
 from itertools import accumulate
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +19,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
 )
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.exposition import ALLOWUTF8, UNDERSCORES
 
 from pd_eagle import engine_metrics
 from pd_eagle.worker import TRANSITIONS
@@ -82,7 +84,12 @@ class Metrics:
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return all series, the engines' too, and the content type that `accept` asks for."""
+        encode: Any
         encode, content_type = choose_encoder(accept)
+        if getattr(encode, "keywords", {}).get("escaping") == UNDERSCORES:
+            # prometheus_client 0.25 also takes the colon of `sglang:` for one to be escaped, in
+            # samples but not in their types. All names here are legal: leave them as they are.
+            encode = partial(encode, escaping=ALLOWUTF8)
         present = [
             (worker.name, worker.temp_dir)
             for worker in self._watched.workers
