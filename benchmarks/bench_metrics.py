@@ -2,8 +2,8 @@
 
 One server process with SGLang's OpenAI classes and scripted engines serves rounds of streams, in
 turn with and without anybody who counts; its CPU time is the kernel's, read from outside. Two
-loads: paced, one token a stream every 10 ms as engines give them, and flat out, where tokens come many at
-once and one costs least. Ends with code 1 above 2 % of the first.
+loads: paced, one token a stream every 10 ms as engines give them, and flat out, where tokens come
+many at once and one costs least. Ends with code 1 above 2 % of the first.
 """
 
 from __future__ import annotations
