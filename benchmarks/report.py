@@ -210,6 +210,30 @@ def interference(result: Result) -> str:
     )
 
 
+def metrics_cost(result: Result) -> str:
+    found = result["summary"]
+    rows = [
+        [
+            load.replace("_", " "),
+            run["us_per_token_without"],
+            run["us_per_token_with"],
+            run["percent_median"],
+            "{} to {}".format(*run["percent_quartiles"]),
+            run["rounds"],
+        ]
+        for load, run in found["loads"].items()
+    ]
+    head = ["load", "CPU of the front for a token, µs, without", "with", "more, %, median"]
+    return (
+        f"{found['streams']} streams at once. Paced: a token a stream every 10 ms; flat out: as "
+        "many as come. Wanted: at most "
+        f"{found['limit_percent']:g} % of the paced one.\n\n"
+        + table([*head, "half of the rounds", "rounds"], rows)
+        + f"\nOne scrape of our series: {found['scrape_ms']} ms; once a minute that is "
+        f"{found['scrape_percent_of_a_core']} % of a core.\n"
+    )
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "serving": ("Beside SGLang's own servers", serving),
     "interference": ("Long prompts beside streams", interference),
@@ -222,6 +246,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "soak_mooncake": ("Processes killed under load, Mooncake", soak),
     "abort_storm": ("Requests given up", abort_storm),
     "overload": ("Too much at once", overload),
+    "metrics_cost": ("What the series cost", metrics_cost),
 }
 
 

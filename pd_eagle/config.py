@@ -213,6 +213,18 @@ class Settings:
     cpu_threads: int = _setting(
         forms.whole(1), "Threads that each engine calculates with; on a CPU alone.", 1
     )
+    otlp_endpoint: str | None = _setting(
+        forms.URL,
+        "OpenTelemetry collector that gets spans, by HTTP, e.g. http://localhost:4318. Other OTEL_"
+        " variables are read by OpenTelemetry itself.",
+        variable="OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
+    otlp_traces_endpoint: str | None = _setting(
+        forms.URL,
+        "The same, as the whole URL for spans.",
+        variable="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        shown="OTEL_EXPORTER_OTLP_ENDPOINT/v1/traces",
+    )
 
     engine_args: Mapping[str, Any] = _setting(
         forms.OBJECT, "Further arguments of sglang.Engine, for every engine.", {}
@@ -262,6 +274,13 @@ class Settings:
         shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         shown |= {row.field: "***" for row in TABLE if row.secret and shown[row.field]}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    @property
+    def traces_url(self) -> str | None:
+        """The URL that gets spans; None: tracing is off."""
+        if self.otlp_traces_endpoint or not self.otlp_endpoint:
+            return self.otlp_traces_endpoint
+        return f"{self.otlp_endpoint.rstrip('/')}/v1/traces"
 
     @property
     def split_by_hand(self) -> tuple[str, ...]:

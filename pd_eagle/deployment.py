@@ -82,6 +82,7 @@ class Deployment:
     model_path: str
     model_note: str | None
     environment: dict[str, str]
+    tracing_args: dict[str, Any]
     stack: Stack = SGLANG
 
     @property
@@ -94,7 +95,7 @@ class Deployment:
 
     def engine_args(self, worker: WorkerPlan, bootstrap_port: int | None) -> dict[str, Any]:
         """Return the arguments of `worker`'s engine."""
-        return engine_args.build(
+        args = engine_args.build(
             self.settings,
             self.plan,
             worker,
@@ -104,13 +105,14 @@ class Deployment:
             bootstrap_port=bootstrap_port,
             shape=self.outline.shape,
         )
+        return self.tracing_args | args
 
     def front_args(self) -> dict[str, Any]:
         """Return the arguments with which the front reads templates and parsers: the serving
         engines', without what makes them PD, speculative or bound to a GPU.
         """
         args = self.engine_args(self.plan.serving[0], None)
-        elsewhere = ("disaggregation_", "speculative_")
+        elsewhere = ("disaggregation_", "speculative_", *self.tracing_args)
         kept = {k: v for k, v in args.items() if not k.startswith(elsewhere)}
         return kept | {"tp_size": 1, "served_model_name": self.model}
 
@@ -129,12 +131,16 @@ def decide(settings: Settings, environ: Mapping[str, str], stack: Stack = SGLANG
             f"no GPU was found and MODEL_PATH is unset: serving the embedded {demo.NAME}, a small "
             f"model for trying things out, instead of {DEFAULT}"
         )
+    arguments, variables = engine_args.tracing(
+        settings.traces_url, installed=engine_args.installed_tracing()
+    )
     return Deployment(
         outline=found,
         model=settings.served_model_name or name,
         model_path=path,
         model_note=note,
-        environment=_environment(environ, found, embedded=note is not None),
+        environment=_environment(environ, found, embedded=note is not None) | variables,
+        tracing_args=arguments,
         stack=stack,
     )
 

@@ -6,6 +6,7 @@ starts the engine also sets the variables of `environment`.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,41 @@ def environment(kind: Kind, transfer: str | None, ib_device: str | None) -> dict
         variables["SGLANG_MOONCAKE_CUSTOM_MEM_POOL"] = "INTRA_NODE_NVLINK"
         variables["MC_INTRANODE_NVLINK"] = "true"
     return variables
+
+
+def installed_tracing() -> bool:
+    """Tell whether an engine could make spans.
+
+    SGLang 0.5.23 (srt/observability/trace.py) imports the exporters for gRPC and for HTTP, though
+    it uses one, and an engine does not start with `enable_trace` where either is missing.
+    """
+    return all(map(_is_installed, _TRACING))
+
+
+_TRACING = (
+    "opentelemetry-sdk",
+    "opentelemetry-exporter-otlp-proto-grpc",
+    "opentelemetry-exporter-otlp-proto-http",
+)
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def tracing(traces_url: str | None, *, installed: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return an engine's arguments, and its process's variables, that let it make spans.
+
+    SGLang takes the whole URL, and knows from the variable alone that it is one for HTTP.
+    """
+    if traces_url is None or not installed:
+        return {}, {}
+    arguments = {"enable_trace": True, "otlp_traces_endpoint": traces_url}
+    return arguments, {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}
 
 
 def check(settings: Settings) -> None:

@@ -11,6 +11,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pd_eagle import tracing
 from pd_eagle.health import Health, WorkerHealth
 from pd_eagle.launch import SpawnLauncher
 from pd_eagle.ports import BootstrapPorts
@@ -41,8 +42,15 @@ class Front:
     def __init__(self, deployment: Deployment, zygote: ZygoteProcess | None) -> None:
         self.deployment = deployment
         self.service = Service(deployment.plan, _policy(deployment.settings))
+        # The zygote has been forked: from here on there may be threads.
+        settings = deployment.settings
+        self.tracing = tracing.start(settings.traces_url, settings.region)
+        if settings.traces_url and not deployment.tracing_args:
+            logger.warning("engines make no spans: wanted pip install 'pd-eagle[tracing]'")
+        if self.tracing is not None:
+            self.service.begin = self.tracing.watching(self.service.metrics, deployment.model)
         self.openai: OpenAI | None = None
-        self.api_key = deployment.settings.api_key
+        self.api_key = settings.api_key
         self._zygote = zygote
         self._launcher: Launcher | None = None
         self._ports: BootstrapPorts | None = None

@@ -123,6 +123,8 @@ class PDEngine:
             return bool(self._loop.call(self._front.stop(float(timeout_s))))
         finally:
             self._loop.close()
+            if self._front.tracing is not None:
+                self._front.tracing.shutdown()
 
     def __enter__(self) -> Self:
         return self

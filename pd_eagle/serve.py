@@ -127,9 +127,10 @@ class _Server:
         self._listener = listener
         self._settings = deployment.settings
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-        config = uvicorn.Config(
-            make_app(self._front), log_config=None, access_log=False, timeout_graceful_shutdown=5
-        )
+        app: Any = make_app(self._front)
+        if self._front.tracing is not None:
+            app = self._front.tracing.over(app)
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
         self._http = _QuietServer(config)
 
     async def run(self) -> int:
@@ -152,6 +153,8 @@ class _Server:
             self._http.should_exit = True
             await http
             await asyncio.gather(starting, return_exceptions=True)
+            if self._front.tracing is not None:  # after the last answer: its span ends with it
+                await asyncio.to_thread(self._front.tracing.shutdown)
 
     async def _start(self) -> None:
         host, port = self._listener.getsockname()[:2]

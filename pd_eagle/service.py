@@ -30,7 +30,7 @@ from pd_eagle.errors import (
     WorkerDied,
 )
 from pd_eagle.messages import Request
-from pd_eagle.metrics import FINISHED, Metrics
+from pd_eagle.metrics import Metrics
 from pd_eagle.resume import Progress, why_not_resume
 from pd_eagle.router import Router
 from pd_eagle.supervisor import RestartPolicy, Supervisor
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pd_eagle.messages import Delta, EngineInfo
+    from pd_eagle.metrics import RequestWatch
     from pd_eagle.placement import Plan
     from pd_eagle.router import Pair
     from pd_eagle.worker import Launch, Worker
@@ -91,6 +92,7 @@ class Service:
         self._canary = Canary(self._router, self.probe, self._on_change, policy.canary_interval_s)
         self.admission = Admission(Limits(1, 1, 0, policy.queue_timeout_s))
         self.metrics = Metrics(self)
+        self.begin: Callable[[Request], RequestWatch] = self.metrics.begin
         self._limits: EngineInfo | None = None
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
@@ -220,23 +222,23 @@ class Service:
         deadline = asyncio.get_running_loop().time() + (
             request.timeout_s or self._policy.request_timeout_s
         )
-        watch = self.metrics.begin()
+        watch = self.begin(request)
         self._open(1)
         try:
             line = request.rid if group is None else id(group)
             await self.admission.enter(line, cost, deadline)
             watch.admitted(len(request.input_ids))
             try:
-                async with aclosing(self._attempts(request, deadline)) as deltas:
+                async with aclosing(self._attempts(request, deadline, watch)) as deltas:
                     async for delta in deltas:
                         watch.delta(len(delta.output_ids))
                         if delta.finished:
-                            watch.outcome = FINISHED
+                            watch.finished(delta.meta)
                         yield delta
             finally:
                 self.admission.leave(cost)
         except PdEagleError as error:
-            watch.outcome = error.code
+            watch.failed(error)
             raise
         finally:
             watch.end()
@@ -249,15 +251,16 @@ class Service:
         else:
             self._idle.set()
 
-    async def _attempts(self, request: Request, deadline: float) -> AsyncGenerator[Delta, None]:
+    async def _attempts(
+        self, request: Request, deadline: float, watch: RequestWatch
+    ) -> AsyncGenerator[Delta, None]:
         progress = Progress(request, self.decode)
         tried: list[str] = []
         rid = request.rid
         while True:
             pair = await self._next_pair(tried, deadline)
-            attempt = handoff.run(
-                pair, progress.next_attempt(rid), deadline, self.metrics.phase, self.metrics.aborted
-            )
+            asked = watch.attempt(pair, progress.next_attempt(rid))
+            attempt = handoff.run(pair, asked, deadline, watch.phase, watch.aborted)
             try:
                 async with aclosing(attempt) as deltas:
                     async for delta in deltas:
@@ -270,6 +273,7 @@ class Service:
                 self._note_failure(pair, error)
                 tried.append(pair.name)
                 self._refuse_another_try(request, progress, tried, error)
+                watch.again("resume" if progress.begun else "retry", error)
                 rid = new_rid()
             except PdEagleError as error:
                 level = logging.DEBUG if error.status < 500 else logging.WARNING

@@ -39,6 +39,7 @@ worker
 ports supervisor
 router resume admission handoff canary
 metrics
+tracing
 service
 generate_api openai_api
 health app
@@ -58,6 +59,7 @@ DOORS: dict[str, set[str]] = {
     "transformers": {"demo"},
     "huggingface_hub": {"models"},
     "prometheus_client": {"metrics", "engine_metrics"},
+    "opentelemetry": {"tracing"},
     "starlette": {"app", "openai_api"},
     # SGLang's OpenAI classes speak in these.
     "fastapi": {"openai_api"},
@@ -74,6 +76,7 @@ DOORS: dict[str, set[str]] = {
         "handoff",
         "resume",
         "service",
+        "tracing",
     },
 }
 

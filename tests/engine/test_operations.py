@@ -13,12 +13,16 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pd_eagle import demo, serve
+from pd_eagle import demo, engine_args, serve
+from tests import exposition
 from tests.engine.serving import ServerProcess
+from tests.otlp import Collector, attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 QUESTION = {
     "messages": [{"role": "user", "content": "Count to ten."}],
@@ -30,9 +34,18 @@ WORKERS = ["prefill-0", "decode-0", "decode-1"]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def collector() -> Iterator[Collector]:
+    with Collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, collector: Collector
+) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("operations") / "server.log"
-    with ServerProcess(log, DECODE_REPLICAS="2", RESTART_LIMIT="2") as running:
+    settings = {"DECODE_REPLICAS": "2", "RESTART_LIMIT": "2"}
+    with ServerProcess(log, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **settings) as running:
         yield running
 
 
@@ -52,6 +65,29 @@ def scrape(server: ServerProcess) -> dict[tuple[str, str | None], float]:
     return found
 
 
+def exposed(server: ServerProcess, accept: str) -> str:
+    asked = urllib.request.Request(f"{server.url}/metrics", headers={"accept": accept})
+    with urllib.request.urlopen(asked, timeout=20) as response:
+        text: str = response.read().decode()
+    assert text.rstrip().endswith("# EOF") is ("openmetrics" in accept)
+    return text
+
+
+def check_exposition(server: ServerProcess) -> None:
+    """Both forms are read by Prometheus' parsers, promtool agrees, the dashboard finds all it
+    asks for.
+    """
+    types = exposition.types_of(exposed(server, "application/openmetrics-text"), openmetrics=True)
+    assert exposition.used_by_the_dashboard("sglang:") - types.keys() == set()
+    text = exposed(server, "text/plain")
+    types = exposition.types_of(text)
+    assert exposition.used_by_the_dashboard("sglang:") - types.keys() == set()
+    for expr in exposition.expressions():
+        if "sglang:" in expr:
+            assert exposition.misused(expr, types) == []
+    assert exposition.promtool_complaints(text) in ([], None)
+
+
 def ask(server: ServerProcess) -> None:
     status, answer = server.post("/v1/chat/completions", QUESTION)
     assert status == 200, answer
@@ -66,6 +102,7 @@ def test_metrics_after_load_and_after_a_restart(server: ServerProcess) -> None:
     for _ in range(4):
         ask(server)
     before = scrape(server)
+    check_exposition(server)
     assert before["pd_eagle_requests_total", None] == 4
     assert before["pd_eagle_generated_tokens_total", None] == 4 * 8
     for decode in WORKERS[1:]:  # every decode worker has generated, the prefill worker has not
@@ -85,6 +122,40 @@ def test_metrics_after_load_and_after_a_restart(server: ServerProcess) -> None:
     assert after[generated, "decode-1"] > before[generated, "decode-1"]
     workers = {worker for name, worker in after if name.startswith("sglang:")}
     assert workers == set(WORKERS)
+    check_exposition(server)
+
+
+def test_promtool_was_there(server: ServerProcess) -> None:
+    if exposition.promtool_complaints(exposed(server, "text/plain")) is None:
+        pytest.skip("promtool is not on PATH: Debian has it in the package prometheus")
+
+
+def children(spans: list[Span], parent: Span) -> list[Span]:
+    return [span for span in spans if span.parent_span_id == parent.span_id]
+
+
+def test_the_engines_spans_hang_under_ours(server: ServerProcess, collector: Collector) -> None:
+    if not engine_args.installed_tracing():
+        pytest.skip("SGLang's spans need the package opentelemetry-exporter-otlp-proto-grpc")
+    ask(server)
+    engines = ("prefill Req", "decode Req")
+
+    def of_one_request(spans: list[Span]) -> dict[str, Span]:
+        for span in spans:
+            if span.name == f"chat {demo.NAME}":
+                below = {child.name[:-9]: child for child in children(spans, span)}
+                if set(engines) <= below.keys():
+                    return below
+        return {}
+
+    spans = collector.wait_for(lambda spans: bool(of_one_request(spans)), 30)
+    found = of_one_request(spans)
+    rid = attributes(found["prefill Req"])["rid"]
+    assert attributes(found["decode Req"])["rid"] == rid
+    assert attributes(found["decode Req"])["bootstrap_room"]
+    # Of each engine its tokenizer manager and its scheduler, and what they did.
+    for name in engines:
+        assert children(spans, found[name])
 
 
 def test_a_worker_that_dies_at_every_start_is_given_up(server: ServerProcess) -> None:

@@ -140,9 +140,11 @@ class Server:
         await self._reading
         return code
 
-    async def request(self, method: str, path: str, body: Any = None) -> httpx.Response:
+    async def request(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
         async with httpx.AsyncClient(base_url=await self.url(), timeout=20) as client:
-            return await client.request(method, path, json=body)
+            return await client.request(method, path, json=body, headers=headers)
 
     async def complete(self, prompt: str, **more: Any) -> httpx.Response:
         return await self.request("POST", "/v1/completions", {"prompt": prompt, **more})

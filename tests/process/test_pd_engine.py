@@ -9,16 +9,19 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry import trace
 
 from pd_eagle import deployment as deployments
 from pd_eagle import pd_engine
 from pd_eagle.errors import InvalidRequest, NotServing, SettingsError, StartFailed, WorkerDied
 from pd_eagle.pd_engine import PDEngine
 from tests import scripted
+from tests.otlp import Collector, names
 from tests.process import processes
 from tests.process.server import tiny_model
 from tests.scripted import Act, Script, answer_to, ids_of
 from tests.unit.generate_input import GenerateInput
+from tests.unit.test_tracing import Spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,6 +56,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr(pd_engine, "load_tokenizer", lambda args: LetterTokenizer())
     monkeypatch.setattr(pd_engine, "generate_input_class", lambda: GenerateInput)
     settings = {"model_path": str(tiny_model(tmp_path)), "device": "cpu", "pd_mode": "on"}
+    settings["served_model_name"] = "letters"
 
     def start(script: Script = SCRIPT, **more: Any) -> PDEngine:
         return PDEngine(**settings, decode_engine_args=script.as_args(), **more)
@@ -232,3 +236,32 @@ def test_a_death_is_an_error_where_nothing_may_be_tried_again(start: Start) -> N
         pytest.raises(WorkerDied, match="RESUME is off"),
     ):
         engine.generate("d")
+
+
+# --- spans
+
+
+async def test_the_callers_current_span_is_the_parent(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = Spans()
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", spans.provider)
+    with await asyncio.to_thread(start) as engine:
+        with spans.tracing.tracer.start_as_current_span("caller") as caller:
+            await asyncio.to_thread(engine.generate, "x", SHORT)
+            await engine.async_generate("x", SHORT)
+            async for _ in await engine.async_generate("x", SHORT, stream=True):
+                pass
+        await asyncio.to_thread(engine.shutdown)
+    of_requests = [span for span in spans.finished if span.name == "text_completion letters"]
+    assert len(of_requests) == 3
+    for span in of_requests:
+        assert span.parent == caller.get_span_context()
+    spans.provider.shutdown()
+
+
+def test_a_shutdown_sends_what_is_left(start: Start) -> None:
+    with Collector() as collector:
+        with start(otel_exporter_otlp_endpoint=collector.url) as engine:
+            engine.generate("x", SHORT)
+        assert "text_completion letters" in names(collector.spans)

@@ -57,6 +57,8 @@ DEFAULTS: dict[str, Any] = {
     "CANARY_INTERVAL_S": 30.0,
     "RESUME": True,
     "CPU_THREADS": 1,
+    "OTEL_EXPORTER_OTLP_ENDPOINT": None,
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": None,
     "ENGINE_ARGS": {},
     "PREFILL_ENGINE_ARGS": {},
     "DECODE_ENGINE_ARGS": {},
@@ -88,10 +90,12 @@ READ: list[tuple[str, str, Any]] = [
     ("DRAIN_TIMEOUT_S", "0", 0.0),
     ("QUEUE_TIMEOUT_S", "2.5", 2.5),
     ("RESUME", "off", False),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318", "http://collector:4318"),
     ("ENGINE_ARGS", '{"dtype": "float32"}', {"dtype": "float32"}),
 ]
 
 WHOLE_1 = "a whole number ≥ 1"
+URL = "an http:// or https:// URL"
 OBJECT = "a JSON object"
 TEXT = "some text"
 PATH = "a path or a Hugging Face name"
@@ -155,6 +159,8 @@ BAD: list[tuple[str, str, str]] = [
     ("CANARY_INTERVAL_S", "never", SPAN),
     ("RESUME", "2", "true or false"),
     ("CPU_THREADS", "0", WHOLE_1),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", URL),
+    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://", URL),
     ("ENGINE_ARGS", "dtype=float32", OBJECT),
     ("ENGINE_ARGS", "[1]", OBJECT),
     ("PREFILL_ENGINE_ARGS", "null", OBJECT),
@@ -170,6 +176,24 @@ def refusal(environ: dict[str, str]) -> str:
     with pytest.raises(SettingsError) as caught:
         Settings.from_env(environ)
     return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318/"}, "http://c:4318/v1/traces"),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318",
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://t/x",
+            },
+            "http://t/x",
+        ),
+    ],
+)
+def test_where_spans_go(given: dict[str, str], url: str | None) -> None:
+    assert Settings.from_env(given).traces_url == url
 
 
 def test_every_setting_has_its_documented_default() -> None:

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,29 @@ def test_the_variables_of_a_cuda_engine(
     assert environment(kind, transfer, ib_device).keys() == names
 
 
+def test_engines_trace_where_the_front_does_and_can() -> None:
+    url = "http://collector:4318/v1/traces"
+    arguments, variables = engine_args.tracing(url, installed=True)
+    assert arguments == {"enable_trace": True, "otlp_traces_endpoint": url}
+    assert variables == {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}
+    for without in ((None, True), (url, False), (None, False)):
+        assert engine_args.tracing(without[0], installed=without[1]) == ({}, {})
+
+
+@pytest.mark.parametrize("missing", engine_args._TRACING)
+def test_engines_trace_only_with_every_exporter_that_sglang_imports(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def distribution(name: str) -> None:
+        if name == missing:
+            raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", distribution)
+    assert engine_args.installed_tracing() is False
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: None)
+    assert engine_args.installed_tracing() is True
+
+
 def ask_sglang(given: list[dict[str, Any]], at: Path, variables: dict[str, str]) -> dict[str, Any]:
     script = Path(__file__).with_name("resolve_server_args.py")
     answer = at / "answer.json"
@@ -364,12 +388,15 @@ def test_sglang_takes_the_documented_engines(tmp_path: Path) -> None:
 @pytest.mark.timeout(240)
 def test_sglang_takes_the_engines_of_the_cpu(tmp_path: Path) -> None:
     model = folder(tmp_path / "model", EMBEDDED.name, "llama")
+    traced, _ = engine_args.tracing("http://collector:4318/v1/traces", installed=True)
     given = []
     for algorithm in (None, "EAGLE"):
         settings = Settings.from_kwargs(speculative_algorithm=algorithm)
         found = plan(settings, CPU, EMBEDDED)
         changes = {"shape": EMBEDDED, "model_path": model, "draft_path": model}
-        given += [told(settings, found, worker.name, **changes) for worker in found.workers]
+        given += [
+            traced | told(settings, found, worker.name, **changes) for worker in found.workers
+        ]
     answer = ask_sglang(given, tmp_path, cpu.environment(offline=True))
     for arguments, resolved in zip(given, answer["results"], strict=True):
         assert "error" not in resolved, resolved["error"]

@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from pd_eagle.admission import Admission, Limits
 from pd_eagle.channel import Traffic
-from pd_eagle.messages import Load
-from pd_eagle.metrics import FINISHED, Metrics
+from pd_eagle.messages import Load, Request
+from pd_eagle.metrics import Metrics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,15 +81,17 @@ def metrics_of(*workers: SimpleNamespace) -> Metrics:
 
 def test_a_request_leaves_its_times_and_its_outcome() -> None:
     metrics = metrics_of()
-    watch = metrics.begin()
+    request = Request("r", [0], {})
+    watch = metrics.begin(request)
     watch.admitted(prompt_tokens=5)
     watch.delta(1)
     watch.delta(3)
-    watch.outcome = FINISHED
+    watch.phase("prefill", 0.02)
+    watch.finished({})
     watch.end()
-    metrics.begin().end()
-    metrics.aborted("worker_died")
-    metrics.phase("prefill", 0.02)
+    cancelled = metrics.begin(request)
+    cancelled.aborted("worker_died")
+    cancelled.end()
     found = series(metrics)
     assert found["pd_eagle_requests_total", ("finished",)] == 1
     assert found["pd_eagle_requests_total", ("cancelled",)] == 1
@@ -138,12 +140,25 @@ def test_engines_are_told_apart_and_a_dead_one_is_not_counted(tmp_path: Path) ->
     assert 9999 not in found.values()
 
 
-@pytest.mark.parametrize("accept", ["", "text/plain", "application/openmetrics-text"])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "",
+        "text/plain",
+        "text/plain;version=1.0.0;escaping=underscores",
+        "application/openmetrics-text",
+        "application/openmetrics-text;version=1.0.0",
+        "application/openmetrics-text;version=1.0.0;escaping=underscores",
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8",
+    ],
+)
 def test_both_forms_can_be_parsed(tmp_path: Path, accept: str) -> None:
     engine(tmp_path, 1)
     body, content_type = metrics_of(worker("decode-0", tmp_path)).exposition(accept)
     openmetrics = "openmetrics" in content_type
     assert openmetrics is ("openmetrics" in accept)
-    names = {f.name for f in (parse_openmetrics if openmetrics else parse)(body.decode())}
-    assert {"pd_eagle_worker_state", "sglang:running"} <= names
+    families = list((parse_openmetrics if openmetrics else parse)(body.decode()))
+    assert {"pd_eagle_worker_state", "sglang:running"} <= {family.name for family in families}
+    samples = {sample.name for family in families for sample in family.samples}
+    assert {"sglang:running", "sglang:prompt_tokens_total", "sglang:seconds_sum"} <= samples
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ

@@ -1,0 +1,54 @@
+"""The OpenAI layer of the server in `bench_metrics`: SGLang's, with the series on or off.
+
+It is imported by that server alone, since it imports SGLang.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.bench_metrics import WITH, WITHOUT
+from pd_eagle.metrics import RequestWatch
+from pd_eagle.openai_api import OpenAIApi
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.requests import Request as HttpRequest
+
+    from pd_eagle.errors import PdEagleError
+    from pd_eagle.openai_api import Endpoint
+    from pd_eagle.service import Service
+
+
+class Unwatched(RequestWatch):
+    """Nobody counts."""
+
+    def admitted(self, prompt_tokens: int) -> None: ...
+    def phase(self, name: str, seconds: float) -> None: ...
+    def aborted(self, cause: str) -> None: ...
+    def again(self, how: str, error: PdEagleError) -> None: ...
+    def delta(self, tokens: int) -> None: ...
+    def finished(self, meta: Mapping[str, Any]) -> None: ...
+    def failed(self, error: PdEagleError) -> None: ...
+    def end(self) -> None: ...
+
+
+class SwitchedOpenAI(OpenAIApi):
+    """Lets the first token of each prompt say whether anybody counts."""
+
+    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+        super().__init__(service, {k: v for k, v in engine_args.items() if k != "script"})
+        # Full collections of what SGLang's import leaves would fall into some rounds only.
+        gc.collect()
+        gc.freeze()
+        self._service = service
+        self._begin = dict.fromkeys(WITH.values(), service.metrics.begin) | dict.fromkeys(
+            WITHOUT.values(), lambda _: Unwatched(service.metrics)
+        )
+
+    def parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
+        request = super().parse(endpoint, body, http)
+        self._service.begin = self._begin[request.prompt[0]]
+        return request
