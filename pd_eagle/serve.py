@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SWITCH_INTERVAL_S = 0.0005
 EXIT_OK, EXIT_SETTINGS, EXIT_START, EXIT_CUT_OFF = 0, 2, 3, 4
 
 
@@ -117,6 +119,24 @@ def _start_failure(what: str) -> Iterator[None]:
         raise StartFailed(f"{what} could not be loaded: {type(error).__name__}: {error}") from error
 
 
+def _let_the_loop_go_first() -> None:
+    """Make the thread that applies templates give way soon.
+
+    uvloop, which SGLang installs, takes Python's lock anew for each event of a socket, and waits
+    for it the switch interval: 5 ms by default, seconds in a burst of a thousand requests.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+
+
+def _settle_heap() -> None:
+    """Keep the collector out of what SGLang's imports have made: it all stays until the end.
+
+    A full collection of it holds the loop for a tenth of a second and more.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 class _Server:
     """HTTP and the front in one loop; signals only record, the loop acts."""
 
@@ -169,6 +189,8 @@ class _Server:
             await asyncio.wait({engines})  # what it has started ends with it
             raise
         self._front.service.decode = openai.decode
+        _settle_heap()
+        _let_the_loop_go_first()
         self._front.openai = openai
         logger.info("%s: serving %s", self._front.service.status, openai.model)
 

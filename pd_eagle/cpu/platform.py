@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch._dynamo
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # What the attention and the tree operations here can do. EAGLE3 is EAGLE with another draft.
 SPECULATIVE_ALGORITHMS = ("EAGLE", "EAGLE3")
+# On a CPU an engine's arithmetic takes what there is; whoever serves HTTP beside it goes first.
+ENGINE_NICENESS = 5
 
 
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang is untyped
@@ -81,8 +84,8 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
             self._overridden = True
 
     def post_load_model(self, model: Any) -> None:
-        """Set the threads, and refuse to serve without the overrides: SGLang only logs when a
-        general plugin fails.
+        """Set threads and priority, and refuse to serve without the overrides: SGLang only logs
+        when a general plugin fails.
 
         The scheduler dies of what this raises, and the engine's start with it.
         """
@@ -92,6 +95,7 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
                 "and SGLANG_PLUGINS, which can forbid it"
             )
         torch.set_num_threads(threads())
+        os.nice(ENGINE_NICENESS)  # in Linux: of this thread, the one that calculates
 
 
 def register_attention() -> None:
