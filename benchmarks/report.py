@@ -234,6 +234,26 @@ def metrics_cost(result: Result) -> str:
     )
 
 
+def front(result: Result) -> str:
+    found = result["summary"]
+    names = ("front_us_per_token", "workers_us_per_token", "token_ms_p50", "tokens_per_s")
+    ratios = ("ours_to_this", "ours_with_workers_to_this")
+    rows = [
+        [row["streams"], row["side"], *(row[n] for n in names), *(row.get(r, "") for r in ratios)]
+        for row in found["table"]
+    ]
+    head = ["streams", "side", "front, CPU µs a token", "workers, CPU µs a token"]
+    head += ["token after, ms (median)", "tokens/s"]
+    said = f"Counted as front{result['counted']}".replace("\n", " ")
+    page = table([*head, "ours to this", "ours with its workers to this"], rows) + f"\n{said}\n"
+    if flat := found.get("flat"):
+        page += (
+            f"\nA token of ours at {flat['streams'][1]} streams costs {flat['ratio']} times one at "
+            f"{flat['streams'][0]}; wanted at most {flat['wanted_at_most']}.\n"
+        )
+    return page
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "serving": ("Beside SGLang's own servers", serving),
     "interference": ("Long prompts beside streams", interference),
@@ -247,6 +267,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "abort_storm": ("Requests given up", abort_storm),
     "overload": ("Too much at once", overload),
     "metrics_cost": ("What the series cost", metrics_cost),
+    "front": ("What the front costs", front),
 }
 
 

@@ -1,0 +1,415 @@
+"""What does the front cost per streamed token, and what do people's other choices cost?
+
+The same scripted scheduler (`scripted_sglang.py`) stands behind this project's server, SGLang's own
+HTTP server, and two of those (prefill, decode) behind `sglang-router` and behind its mini-lb. The
+streams of a cohort run in step, so every token is an event of its own; see `front_load.py`. The
+sides take turns within one run: what carries over to other machines are the ratios.
+
+Counted as front, by the CPU clock of each process: ours, the server's process; SGLang's, the
+HTTP server's process, which holds its tokenizer manager; the routers', the router and both HTTP
+servers. Ours has SGLang's tokenizer manager in its workers: they are given beside it, and added up.
+Schedulers, detokenizers and the load generator are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from benchmarks.asking import CHAT, chat_body, percentiles
+from benchmarks.provenance import LOGS, ROOT, conclude, tell
+from benchmarks.scripted_sglang import CREDITS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OURS, SGLANG, ROUTER, MINI_LB = "ours", "sglang", "sglang_router", "mini_lb"
+PEERS = (SGLANG, ROUTER, MINI_LB)
+PROMPT = "Write down what the quick brown fox did, in one long sentence."
+START_TIMEOUT_S = 90.0
+#: Streams at once → cohorts one after another in one round.
+LEVELS = {1: 8, 16: 8, 128: 2, 1000: 1}
+QUICK_LEVELS = {1: 1, 16: 2, 128: 1}
+PROFILE_STREAMS, PROFILE_S = 128, 8
+#: No more than this times the cost at 16 streams may a token cost at 1,000.
+FLAT_WITHIN = 1.3
+
+
+@dataclass(slots=True)
+class Side:
+    """One way to serve: where, and which processes stand between client and engine."""
+
+    name: str
+    url: str
+    credits: Path
+    front: list[int]
+    workers: list[int] = field(default_factory=list)
+
+
+def cpu_s(pids: list[int]) -> float:
+    """Return the CPU time that these processes have used, all their threads, to the nanosecond."""
+    # The kernel's id of a process's CPU clock, as clock_getcpuclockid(3) makes it.
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
+
+
+# --- starting the sides
+
+
+class Stage:
+    """Starts all sides and ends them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ending = contextlib.ExitStack()
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.close()
+
+    def start(self, peers: list[str]) -> list[Side]:
+        """Start ours and `peers`, all at once; return them when they answer."""
+        ours = self._launch("ours", ["benchmarks.scripted_sglang", "ours"], self._our_settings())
+        sides = self._peers(peers) if peers else []
+        url = self._wait_for("ours", ours, _listening)
+        self._until_ready("ours", ours, f"{url}/health/ready")
+        with urllib.request.urlopen(f"{url}/health", timeout=10) as response:
+            workers = [worker["pid"] for worker in json.load(response)["workers"]]
+        return [Side(OURS, url, self._folder / OURS, [ours.pid], workers), *sides]
+
+    def _our_settings(self) -> dict[str, str]:
+        return {
+            CREDITS: str(self._folder / OURS),
+            "HATHORA_DEFAULT_PORT": "0",
+            "MAX_INFLIGHT": str(2 * max(LEVELS)),
+        }
+
+    def _peers(self, names: list[str]) -> list[Side]:
+        unified, prefill, decode, bootstrap = (_free_port() for _ in range(4))
+        entries: list[dict[str, Any]] = [{"port": unified, "credits": str(self._folder / SGLANG)}]
+        if names != [SGLANG]:
+            shared = {"disaggregation_transfer_backend": "nixl"}
+            backup = {"disaggregation_decode_retraction_backup": "cpu_tensor"}
+            at = {"disaggregation_bootstrap_port": bootstrap}
+            entries += [
+                {"port": port, "credits": str(self._folder / role), "disaggregation_mode": role}
+                | shared
+                | more
+                for role, port, more in (("prefill", prefill, at), ("decode", decode, backup))
+            ]
+        process = self._launch(
+            "peers", ["benchmarks.scripted_sglang", "peers", json.dumps(entries)], {}
+        )
+        pids = json.loads(self._wait_for("peers", process, _pids))
+        for entry in entries:
+            self._until_ready("peers", process, f"http://127.0.0.1:{entry['port']}/health")
+        sides = [Side(SGLANG, f"http://127.0.0.1:{unified}", self._folder / SGLANG, pids[:1])]
+        behind = (name for name in names if name != SGLANG)
+        return sides + [self._router(n, prefill, bootstrap, decode, pids[1:]) for n in behind]
+
+    def _router(
+        self, name: str, prefill: int, bootstrap: int, decode: int, servers: list[int]
+    ) -> Side:
+        port = _free_port()
+        command = ["sglang_router.launch_router", "--pd-disaggregation", "--host", "127.0.0.1"]
+        command += ["--prefill", f"http://127.0.0.1:{prefill}", str(bootstrap)]
+        command += ["--decode", f"http://127.0.0.1:{decode}", "--port", str(port)]
+        command += ["--prometheus-port", str(_free_port())]
+        command += ["--mini-lb"] if name == MINI_LB else []
+        process = self._launch(name, command, {})
+        url = f"http://127.0.0.1:{port}"
+        self._until_ready(name, process, f"{url}/health")
+        self._until_ready(name, process, f"{url}{CHAT}", chat_body(PROMPT, 4, stream=False))
+        own = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        return Side(name, url, self._folder / "decode", [process.pid, *own, *servers])
+
+    def _launch(
+        self, name: str, module: list[str], settings: dict[str, str]
+    ) -> subprocess.Popen[bytes]:
+        kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        with self._log(name).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *module],
+                cwd=ROOT,
+                env=kept | settings,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._ending.callback(_end, process)
+        return process
+
+    def _log(self, name: str) -> Path:
+        return LOGS / f"front_{name}.log"
+
+    def _wait_for(self, name: str, process: subprocess.Popen[bytes], find: Any) -> Any:
+        until = time.monotonic() + START_TIMEOUT_S
+        while (found := find(self._log(name).read_text())) is None:
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"{name} did not start:\n{self._log(name).read_text()[-3000:]}")
+            time.sleep(0.05)
+        return found
+
+    def _until_ready(
+        self, name: str, process: subprocess.Popen[bytes], url: str, body: Any = None
+    ) -> None:
+        self._wait_for(name, process, lambda _: _answers(url, body))
+
+
+def _listening(log: str) -> str | None:
+    lines = [line for line in log.splitlines() if "listening on http" in line]
+    return lines[0].partition("listening on ")[2].partition(",")[0] if lines else None
+
+
+def _pids(log: str) -> str | None:
+    return next((line for line in log.splitlines() if re.fullmatch(r"\[[\d, ]+\]", line)), None)
+
+
+def _answers(url: str, body: Any = None) -> bool | None:
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(asked, timeout=5) as response:
+            return response.status == 200 or None
+    except OSError:
+        return None
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+# --- measuring
+
+
+def cohort(side: Side, streams: int, tokens: int) -> dict[str, Any]:
+    """Run one cohort in a process of its own; return what it measured."""
+    wanted = {"url": side.url, "credits": str(side.credits), "streams": streams, "tokens": tokens}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.front_load", json.dumps(wanted | {"prompt": PROMPT})],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{side.name}, {streams} streams:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def one_round(side: Side, streams: int, cohorts: int, tokens: int) -> dict[str, Any]:
+    """Return the costs of some cohorts of `side`, one after another."""
+    front, workers = cpu_s(side.front), cpu_s(side.workers)
+    runs = [cohort(side, streams, tokens) for _ in range(cohorts)]
+    all_tokens, wall_s = cohorts * streams * tokens, sum(run["wall_s"] for run in runs)
+    front_s, workers_s = cpu_s(side.front) - front, cpu_s(side.workers) - workers
+    token_ms = percentiles([1e3 * s for run in runs for s in run["token_s"]])
+    return {
+        "side": side.name,
+        "streams": streams,
+        "tokens": all_tokens,
+        "wall_s": round(wall_s, 4),
+        "front_us_per_token": round(1e6 * front_s / all_tokens, 2),
+        "workers_us_per_token": round(1e6 * workers_s / all_tokens, 2),
+        "generator_us_per_token": round(
+            1e6 * sum(run["generator_cpu_s"] for run in runs) / all_tokens, 2
+        ),
+        "tokens_per_s": round(all_tokens / wall_s, 1),
+        "requests_per_s": round(cohorts * streams / wall_s, 2),
+        "first_token_ms": round(1e3 * statistics.median(r["first_token_s"] for r in runs), 2),
+        "token_ms": token_ms,
+    }
+
+
+def measure(
+    sides: list[Side], levels: dict[int, int], rounds: int, tokens: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the rounds of all sides, which take turns; a first cohort of each only warms up."""
+    for streams, cohorts in levels.items():
+        for side in sides:
+            cohort(side, streams, tokens)
+        for number in range(rounds):
+            turn = number % len(sides)
+            for side in sides[turn:] + sides[:turn]:
+                row = {"round": number} | one_round(side, streams, cohorts, tokens)
+                tell(
+                    f"{streams:5} streams, round {number + 1} of {rounds}, {side.name:13} "
+                    f"{row['front_us_per_token']:7} µs a token, {row['tokens_per_s']:8} tokens/s"
+                )
+                yield row
+
+
+def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return medians over rounds, and medians of the rounds' own ratios of ours to each peer."""
+    table = []
+    for streams in dict.fromkeys(row["streams"] for row in rows):
+        ours = _of(rows, streams, OURS)
+        for name in dict.fromkeys(row["side"] for row in rows):
+            mine = _of(rows, streams, name)
+            line = {"streams": streams, "side": name} | _medians(mine)
+            if name != OURS:
+                line |= _ratios(ours, mine)
+            table.append(line)
+    front = {row["streams"]: row["front_us_per_token"] for row in table if row["side"] == OURS}
+    at_most = max(front)
+    summary: dict[str, Any] = {"table": table}
+    if at_most > 16 in front:
+        ratio = round(front[at_most] / front[16], 3)
+        summary["flat"] = {
+            "streams": [16, at_most],
+            "ratio": ratio,
+            "wanted_at_most": FLAT_WITHIN,
+            "met": ratio <= FLAT_WITHIN,
+        }
+    return summary
+
+
+def _of(rows: list[dict[str, Any]], streams: int, side: str) -> list[dict[str, Any]]:
+    found = [row for row in rows if (row["streams"], row["side"]) == (streams, side)]
+    return sorted(found, key=lambda row: int(row["round"]))
+
+
+def _medians(rows: list[dict[str, Any]]) -> dict[str, float]:
+    names = (
+        "front_us_per_token",
+        "workers_us_per_token",
+        "generator_us_per_token",
+        "tokens_per_s",
+        "requests_per_s",
+        "first_token_ms",
+    )
+    found = {name: round(statistics.median(row[name] for row in rows), 2) for name in names}
+    for quantile in ("p50", "p99"):
+        values = [row["token_ms"][quantile] for row in rows]
+        found[f"token_ms_{quantile}"] = round(statistics.median(values), 3)
+    return found
+
+
+def _ratios(ours: list[dict[str, Any]], peer: list[dict[str, Any]]) -> dict[str, float]:
+    def cost(row: dict[str, Any], *, whole: bool) -> float:
+        workers = row["workers_us_per_token"] if whole else 0.0
+        return float(row["front_us_per_token"] + workers)
+
+    return {
+        name: round(
+            statistics.median(
+                cost(mine, whole=whole) / cost(theirs, whole=True)
+                for mine, theirs in zip(ours, peer, strict=True)
+            ),
+            3,
+        )
+        for name, whole in (("ours_to_this", False), ("ours_with_workers_to_this", True))
+    }
+
+
+# --- where ours spends it
+
+
+def profile(side: Side, seconds: int, tokens: int) -> dict[str, Any]:
+    """Return the functions in which ours spends its time, by samples of py-spy."""
+    spy = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
+    if spy is None:
+        return {"left_out": "py-spy is not installed"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "profile"
+        command = [spy, "record", "-p", str(side.front[0]), "-d", str(seconds), "-r", "250"]
+        recording = subprocess.Popen(
+            [*command, "--format", "raw", "-o", str(path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while recording.poll() is None:
+            cohort(side, PROFILE_STREAMS, tokens)
+        if recording.returncode or not path.exists():
+            return {"left_out": f"py-spy ended with {recording.returncode}"}
+        return _shares(path.read_text())
+
+
+def _shares(stacks: str) -> dict[str, Any]:
+    own: Counter[str] = Counter()
+    with_callees: Counter[str] = Counter()
+    for line in stacks.splitlines():
+        stack, _, samples = line.rpartition(" ")
+        frames = [frame.rpartition(":")[0] or frame for frame in stack.split(";")]
+        own[frames[-1]] += int(samples)
+        with_callees.update(dict.fromkeys(frames, int(samples)))
+    samples_in_all = sum(own.values())
+
+    def top(counted: Counter[str], count: int) -> dict[str, float]:
+        return {name: round(n / samples_in_all, 3) for name, n in counted.most_common(count)}
+
+    return {
+        "streams": PROFILE_STREAMS,
+        "samples": samples_in_all,
+        "own_share": top(own, 20),
+        "share_with_callees": top(with_callees, 40),
+    }
+
+
+def bench(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure all sides; return the result."""
+    levels, rounds, tokens = (QUICK_LEVELS, 1, 16) if arguments.quick else (LEVELS, 5, 64)
+    LOGS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
+        sides = stage.start(arguments.peers)
+        tell(f"all answer: {', '.join(side.name for side in sides)}")
+        rows = list(measure(sides, levels, arguments.rounds or rounds, tokens))
+        profiled = None if arguments.quick else profile(sides[0], PROFILE_S, tokens)
+    wrong = [row for row in rows if row["front_us_per_token"] <= 0 or row["tokens_per_s"] <= 0]
+    return {
+        "counted": (__doc__ or "").partition("Counted as front")[2].rstrip(),
+        "tokens_a_stream": tokens,
+        "summary": summarize(rows),
+        "rounds": rows,
+        "profile": profiled,
+        "wrong": len(wrong),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke run; not kept")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--rounds", type=int, help="rounds a level")
+    arguments = parser.parse_args(argv)
+    return conclude("front", bench(arguments), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
