@@ -64,7 +64,7 @@ async def run(
     would wait for its KV for minutes. `on_phase` gets the seconds of "prefill", until the KV has
     been sent, and of "first_delta" after it; `on_abort` why an attempt did not come to its end.
     """
-    phases = _Phases(on_phase)
+    phases = _Phases(on_phase, in_pd=pair.prefill is not None)
     cause = "closed"
     mailbox = Mailbox()
     # A timer that writes into the mailbox, since no timeout may enclose a yield.
@@ -108,22 +108,32 @@ async def run(
 class _Phases:
     """Times of one handoff until decode's first delta."""
 
-    def __init__(self, on_phase: Callable[[str, float], None]) -> None:
+    def __init__(self, on_phase: Callable[[str, float], None], *, in_pd: bool) -> None:
         self._on_phase = on_phase
-        self._began = self._prefilled = time.monotonic()
+        self._last = time.monotonic()
+        self._prefilling = in_pd
         self._begun = False
 
     def note(self, half: str, event: Event) -> None:
         if self._begun or not isinstance(event, Delta):
             return
-        now = time.monotonic()
-        if half == "prefill":
-            if event.finished:
-                self._prefilled = now
-                self._on_phase("prefill", now - self._began)
-        else:
+        if half == "decode":
+            # Its socket may be read before prefill's: then prefill was over by now.
+            self._end_prefill()
             self._begun = True
-            self._on_phase("first_delta", now - self._prefilled)
+            self._end("first_delta")
+        elif event.finished:
+            self._end_prefill()
+
+    def _end_prefill(self) -> None:
+        if self._prefilling:
+            self._prefilling = False
+            self._end("prefill")
+
+    def _end(self, phase: str) -> None:
+        now = time.monotonic()
+        self._on_phase(phase, now - self._last)
+        self._last = now
 
 
 class _PromptLogprobs:

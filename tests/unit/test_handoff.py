@@ -38,6 +38,7 @@ class Run:
         self.pair = pair_of(self.decode, None if unified else self.prefill)
         self.request = request
         self.deltas: list[Delta] = []
+        self.phases: list[str] = []
         self.timeout_s = 60.0
 
     async def __aenter__(self) -> Run:
@@ -51,9 +52,14 @@ class Run:
 
     async def _consume(self) -> None:
         deadline = asyncio.get_running_loop().time() + self.timeout_s
-        async with aclosing(handoff.run(self.pair, self.request, deadline)) as deltas:
+        events = handoff.run(self.pair, self.request, deadline, self._hear)
+        async with aclosing(events) as deltas:
             async for delta in deltas:
                 self.deltas.append(delta)
+
+    def _hear(self, phase: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.phases.append(phase)
 
     async def settle(self) -> None:
         for _ in range(5):
@@ -258,3 +264,21 @@ async def test_a_prefill_that_dies_while_deltas_wait_for_it_ends_the_handoff() -
         with pytest.raises(WorkerDied):
             await run.task
         run.assert_both_ended()
+
+
+async def test_prefill_is_over_when_decode_speaks_though_its_report_comes_late() -> None:
+    async with Run() as run:
+        run.decode.says("a")
+        await run.settle()
+        assert run.phases == ["prefill", "first_delta"]
+        run.prefill.says("a", finished=True)
+        run.decode.says("b", finished=True)
+        await run.task
+        assert run.phases == ["prefill", "first_delta"]
+
+
+async def test_one_engine_has_no_prefill_phase() -> None:
+    async with Run(unified=True) as run:
+        run.decode.says("ab", finished=True)
+        await run.task
+        assert run.phases == ["first_delta"]
