@@ -1,0 +1,148 @@
+"""The machine of a run and the models on it: real GPUs, or a CPU that plays them on a dry run.
+
+It knows how an engine is started for either, not what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.asking import Answers, ask
+from benchmarks.bench_eagle import Tree
+from pd_eagle import PDEngine, demo, devices
+from pd_eagle.engine import load_tokenizer
+from pd_eagle.known_models import CONFIGS, DEFAULT
+from tools.draft.tasks import EVERYDAY
+
+#: Kernels that need no FlashInfer; SGLANG_KIT_ATTENTION takes another backend.
+ATTENTION = "SGLANG_KIT_ATTENTION"
+_NO_FLASHINFER = {"attention_backend": "triton", "sampling_backend": "pytorch"}
+#: The shape that stands for the 7B model on a dry run; its vocabulary holds the tokenizer's.
+_SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 49408,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What there is to measure on. `gpus` is how many it has, or plays on a dry run."""
+
+    gpus: int
+    dry_run: bool
+    folder: Path
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.dry_run else "cuda"
+
+    def settings(self, dtype: str | None = None, **engine_args: object) -> dict[str, Any]:
+        """Return the settings that every engine of this run has."""
+        args: dict[str, object] = dict(engine_args)
+        if not self.dry_run:
+            args = _NO_FLASHINFER | args
+            if chosen := os.environ.get(ATTENTION):
+                args["attention_backend"] = chosen
+        if dtype:
+            args["dtype"] = dtype
+        return {"device": self.device, "engine_args": args}
+
+    def embedded(self) -> dict[str, Any]:
+        """Return the settings that serve the embedded model; it is converted once."""
+        return {"model_path": str(demo.model_dir())}
+
+    def eagle(self, tree: Tree, draft: str | None = None) -> dict[str, Any]:
+        return {
+            "speculative_algorithm": "EAGLE",
+            "speculative_draft_model_path": draft or str(demo.DRAFT),
+            "speculative_num_steps": tree[0],
+            "speculative_eagle_topk": tree[1],
+            "speculative_num_draft_tokens": tree[2],
+        }
+
+    def big_model(self) -> Path:
+        """Return a folder with the default model's exact shape, for weights that SGLang makes up.
+
+        Its tokenizer is the embedded model's, whose ids are among the big one's.
+        """
+        return self._shape("big", CONFIGS[DEFAULT] | _QWEN | (_SMALL if self.dry_run else {}))
+
+    def big_draft(self) -> Path:
+        """Return a folder with an EAGLE draft of `big_model`'s shape: one layer."""
+        config = json.loads((self.big_model() / "config.json").read_text())
+        changed = {"architectures": ["Qwen2ForCausalLMEagle"], "num_hidden_layers": 1}
+        return self._shape("big-draft", config | changed)
+
+    def _shape(self, name: str, config: dict[str, Any]) -> Path:
+        folder = self.folder / "models" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        source = demo.model_dir()
+        for file in (*source.glob("*token*.json"), *source.glob("chat_template*")):
+            shutil.copy(file, folder)
+        _name_every_id(folder / "tokenizer.json", config["vocab_size"])
+        return folder
+
+    def start(self, dtype: str | None = None, **settings: object) -> PDEngine:
+        """Start engines; `engine_args` among the settings add to those of the host."""
+        own = settings.pop("engine_args", {})
+        assert isinstance(own, dict)
+        return PDEngine(**self.settings(dtype, **own), **settings)
+
+
+def _name_every_id(tokenizer: Path, vocab_size: int) -> None:
+    """Give each id that random weights may answer with a text: a stream shows only text."""
+    described = json.loads(tokenizer.read_text())
+    names = described["model"]["vocab"]
+    names |= {f"<{i}>": i for i in range(len(names), vocab_size)}
+    tokenizer.write_text(json.dumps(described))
+
+
+_QWEN = {
+    "model_type": "qwen2",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+DUMMY: dict[str, Any] = {"load_format": "dummy"}
+
+
+def found_gpus() -> int:
+    """Return how many GPUs NVML shows."""
+    return len(devices.discover("auto", os.environ.get("CUDA_VISIBLE_DEVICES")).devices)
+
+
+def prompts(count: int) -> list[list[int]]:
+    """Return questions that the embedded model's draft never saw, as token ids."""
+    tokenizer = load_tokenizer({"model_path": str(demo.model_dir())})
+    texts = [EVERYDAY[i % len(EVERYDAY)] for i in range(count)]
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        for text in texts
+    ]
+
+
+def warmed(engine: PDEngine, ids: list[list[int]]) -> PDEngine:
+    ask(engine, ids[:2], 2, 8)
+    return engine
+
+
+def rate(answers: Answers) -> dict[str, Any]:
+    return {
+        "tokens": answers.tokens,
+        "seconds": round(answers.seconds, 3),
+        "tokens_per_s": round(answers.tokens / answers.seconds, 2),
+        "tokens_per_verification": answers.tokens_per_verification,
+    }

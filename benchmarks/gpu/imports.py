@@ -1,0 +1,57 @@
+"""Imports what a zygote does, module by module, and says after which one CUDA is initialised.
+
+Prints one line of JSON. It starts no engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from typing import Any
+
+from pd_eagle.engine import SGLANG_MODULES
+from pd_eagle.zygote import why_not_fork
+
+
+def main() -> int:
+    callers: list[str] = []
+    steps = []
+    for module in ("torch", *SGLANG_MODULES):
+        began = time.monotonic()
+        importlib.import_module(module)
+        if module == "torch":
+            _watch(callers)
+        steps.append(
+            {
+                "module": module,
+                "seconds": round(time.monotonic() - began, 2),
+                "threads": len(os.listdir("/proc/self/task")),
+                "cuda_initialised": sys.modules["torch"].cuda.is_initialized(),
+                "why_not_fork": why_not_fork(),
+                "initialised_by": callers[-1:],
+            }
+        )
+    print(json.dumps(steps))
+    return 0
+
+
+def _watch(callers: list[str]) -> None:
+    """Note who makes torch initialise CUDA."""
+    import torch
+
+    original: Any = torch.cuda._lazy_init
+
+    def lazy_init() -> None:
+        if not torch.cuda.is_initialized():
+            callers.append("".join(traceback.format_stack(limit=8)[:-1]))
+        original()
+
+    torch.cuda._lazy_init = lazy_init
+
+
+if __name__ == "__main__":
+    sys.exit(main())

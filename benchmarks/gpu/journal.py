@@ -1,0 +1,86 @@
+"""What a stage has found so far, on disk after every part: a stage that is cut short keeps it.
+
+It knows nothing of engines or GPUs, but how many a part needs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.provenance import tell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+Found = dict[str, Any]
+
+
+class Journal:
+    """The parts of one stage. `gpus` is how many there are for it."""
+
+    def __init__(self, path: Path, head: Found, gpus: int) -> None:
+        self.gpus = gpus
+        self._path = path
+        self._began = time.monotonic()
+        self._parts: Found = {}
+        self._found: Found = head | {"finished": False, "error": None, "parts": self._parts}
+        self._write()
+
+    def part(self, name: str, measure: Callable[[], Found], gpus: int = 1) -> Found | None:
+        """Return what `measure` found; None, with the reason on disk, if it failed or was not run.
+
+        One part that fails must not cost the others: that is what the whole run is for.
+        """
+        if self.gpus < gpus:
+            self._keep(name, {"skipped": f"needs {gpus} GPUs, found {self.gpus}"})
+            return None
+        began = time.monotonic()
+        self._keep(name, {"error": "cut short"})
+        try:
+            found = measure()
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"[:4000]
+            self._keep(name, {"error": message, "trace": traceback.format_exc()[-6000:]})
+            return None
+        self._keep(name, found | {"took_s": round(time.monotonic() - began, 3)})
+        return found
+
+    def finish(self, summary: str) -> None:
+        self._found |= {"finished": True, "summary": summary}
+        self._write()
+
+    @property
+    def parts(self) -> Found:
+        return self._parts
+
+    def _keep(self, name: str, found: Found) -> None:
+        self._parts[name] = found
+        self._write()
+        tell(f"{name}: {json.dumps({k: v for k, v in found.items() if k != 'trace'})[:300]}")
+
+    def _write(self) -> None:
+        self._found["seconds"] = round(time.monotonic() - self._began, 3)
+        write(self._path, self._found)
+
+
+def write(path: Path, found: Found) -> None:
+    """Write `found` so that a reader sees the old file or the new one, never half of one."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(found, indent=1) + "\n")
+    new.replace(path)
+
+
+def outcome(parts: Found) -> str:
+    """Return how the parts ended, in a line."""
+    failed = [name for name, part in parts.items() if "error" in part]
+    skipped = [name for name, part in parts.items() if "skipped" in part]
+    said = f"{len(parts) - len(failed) - len(skipped)} of {len(parts)} parts"
+    if failed:
+        said += f"; failed: {', '.join(failed)}"
+    if skipped:
+        said += f"; not run: {', '.join(skipped)}"
+    return said

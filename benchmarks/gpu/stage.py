@@ -1,0 +1,69 @@
+"""One stage in this process: python -m benchmarks.gpu.stage NAME --out FOLDER; run.py starts it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.gpu.host import Host, found_gpus
+from benchmarks.gpu.journal import Journal, outcome
+from benchmarks.provenance import provenance
+
+#: In the order in which they are run: name, seconds it may take.
+STAGES: dict[str, float] = {
+    "plan": 60,
+    "start": 280,
+    "same": 230,
+    "kill": 130,
+    "eagle": 300,
+    "load": 400,
+    "transfer": 100,
+}
+
+
+def stage_file(name: str) -> str:
+    return f"stage-{list(STAGES).index(name) + 1}-{name}"
+
+
+def run(name: str, host: Host) -> None:
+    """Run the stage `name` and leave its JSON in the host's folder."""
+    head = {
+        "benchmark": f"gpu {name}",
+        "dry_run": host.dry_run,
+        "device": host.device,
+        "gpus": host.gpus,
+    } | provenance("nixl", "triton", "transformers")
+    journal = Journal(host.folder / f"{stage_file(name)}.json", head, host.gpus)
+    importlib.import_module(f"benchmarks.gpu.stages.{name}").run(host, journal)
+    journal.finish(outcome(journal.parts))
+
+
+def host_of(arguments: argparse.Namespace) -> Host:
+    gpus = arguments.gpus if arguments.dry_run else found_gpus()
+    return Host(gpus, arguments.dry_run, arguments.out)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=STAGES)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--gpus", type=int, default=2)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(name)s %(message)s",
+    )
+    run(arguments.name, host_of(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

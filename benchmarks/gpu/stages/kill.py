@@ -1,0 +1,133 @@
+"""Kills a scheduler under load: does every answer go on, how long is the pause, when is it whole?"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.asking import ask, percentiles
+from benchmarks.bench_eagle import first_difference
+from benchmarks.gpu.host import Host, prompts
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.journal import Found, Journal
+    from pd_eagle import PDEngine
+
+HEAL_TIMEOUT_S = 100.0
+
+
+@dataclass
+class _Answer:
+    ids: list[int] = field(default_factory=list)
+    pause_s: float = 0.0
+    error: str | None = None
+
+
+def run(host: Host, journal: Journal) -> None:
+    transfer = {"pd_mode": "on", "disagg_transfer_backend": "nixl"}
+    journal.part("unified-0", lambda: _strike(host, {"pd_mode": "off"}, ["unified-0"]))
+    journal.part(
+        "PD nixl",
+        lambda: _strike(host, transfer, ["decode-0", "prefill-0"]),
+        gpus=2,
+    )
+
+
+def _strike(host: Host, settings: dict[str, Any], victims: list[str]) -> Found:
+    streams, new_tokens = (4, 24) if host.dry_run else (16, 400)
+    asked = prompts(streams)
+    with host.start("float32", **host.embedded(), **settings) as engine:
+        ask(engine, asked[:2], 2, 8)
+        whole = asyncio.run(_load(engine, asked, new_tokens, None))
+        return {
+            "streams": streams,
+            "undisturbed": percentiles([answer.pause_s for answer in whole]),
+            **{name: _one(engine, asked, new_tokens, name, whole) for name in victims},
+        }
+
+
+def _one(
+    engine: PDEngine, asked: list[list[int]], new_tokens: int, victim: str, whole: list[_Answer]
+) -> Found:
+    answers = asyncio.run(_load(engine, asked, new_tokens, victim))
+    healed_s = _until_whole(engine, victim)
+    worker = _worker(engine, victim)
+    places = [first_difference(a.ids, w.ids) for a, w in zip(answers, whole, strict=True)]
+    return {
+        "errors": [answer.error for answer in answers if answer.error],
+        "complete": sum(len(answer.ids) == new_tokens for answer in answers),
+        "equal": places.count(None),
+        "first_differences": places,
+        "pause_s": percentiles([answer.pause_s for answer in answers]),
+        "whole_again_after_the_answers_s": round(healed_s, 2),
+        "restarts": worker["restarts"],
+        "last_error": worker["last_error"],
+    }
+
+
+async def _load(
+    engine: PDEngine, asked: list[list[int]], new_tokens: int, victim: str | None
+) -> list[_Answer]:
+    """Stream all answers at once; kill `victim`'s scheduler when a third of the tokens are there.
+
+    A prefill worker is idle by then: it is killed, and new questions are asked at once.
+    """
+    answers = [_Answer() for _ in asked]
+    third = asyncio.Event()
+
+    def count() -> None:
+        if sum(len(answer.ids) for answer in answers) >= len(asked) * new_tokens // 3:
+            third.set()
+
+    early = victim is not None and victim.startswith("prefill")
+    if early:
+        _kill(engine, str(victim))
+    asking = [
+        asyncio.create_task(_stream(engine, ids, new_tokens, answer, count))
+        for ids, answer in zip(asked, answers, strict=True)
+    ]
+    if victim and not early:
+        await asyncio.wait_for(third.wait(), HEAL_TIMEOUT_S)
+        _kill(engine, victim)
+    await asyncio.gather(*asking)
+    return answers
+
+
+async def _stream(
+    engine: PDEngine, ids: list[int], new_tokens: int, answer: _Answer, count: Any
+) -> None:
+    last = time.monotonic()
+    params = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+    try:
+        stream = await engine.async_generate(input_ids=ids, sampling_params=params, stream=True)
+        async for chunk in stream:
+            now = time.monotonic()
+            if answer.ids:
+                answer.pause_s = max(answer.pause_s, now - last)
+            last = now
+            answer.ids = list(chunk["output_ids"])
+            count()
+    except Exception as error:  # what a client of ours would see is what is measured
+        answer.error = f"{type(error).__name__}: {error}"[:300]
+
+
+def _worker(engine: PDEngine, name: str) -> dict[str, Any]:
+    workers: list[dict[str, Any]] = engine.health()["workers"]
+    return next(worker for worker in workers if worker["name"] == name)
+
+
+def _kill(engine: PDEngine, name: str) -> None:
+    os.kill(_worker(engine, name)["scheduler_pids"][0], signal.SIGKILL)
+
+
+def _until_whole(engine: PDEngine, victim: str) -> float:
+    began = time.monotonic()
+    while time.monotonic() - began < HEAL_TIMEOUT_S:
+        if engine.health()["status"] == "ready" and _worker(engine, victim)["restarts"]:
+            return time.monotonic() - began
+        time.sleep(0.1)
+    raise TimeoutError(f"{victim} is not back after {HEAL_TIMEOUT_S} s: {engine.health()}")

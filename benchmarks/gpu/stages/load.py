@@ -1,0 +1,200 @@
+"""Open-loop load on the big shape: PD against two replicas, TP 2, and SGLang's own PD and router.
+
+Two mixes, each at rising rates; the time to the first token, the gaps, and how many answers a
+second keep a service level. Prompts share no prefix.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from benchmarks.asking import percentiles
+from benchmarks.gpu.host import DUMMY, Host
+from benchmarks.gpu.upstream import SGLangPair
+from pd_eagle import demo
+from pd_eagle.engine import load_tokenizer
+from tests.engine.serving import ServerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.gpu.journal import Found, Journal
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Requests of one kind; `first_s` and `gap_s` are the service level, `rates` a second."""
+
+    name: str
+    prompt_tokens: int
+    new_tokens: int
+    rates: tuple[float, ...]
+    first_s: float
+    gap_s: float
+
+
+CHAT = Mix("chat", 300, 100, (4, 16, 64), first_s=0.5, gap_s=0.04)
+LONG = Mix("long prompts", 6000, 64, (2, 6, 18), first_s=2.0, gap_s=0.04)
+SECONDS = 8.0
+_DRY = (
+    Mix("chat", 16, 8, (2,), first_s=2.0, gap_s=0.5),
+    Mix("long prompts", 200, 4, (1,), first_s=4.0, gap_s=0.5),
+)
+Urls = list[str]
+
+
+def run(host: Host, journal: Journal) -> None:
+    on = {"PD_MODE": "on", "DISAGG_TRANSFER_BACKEND": "nixl"}
+    services: list[tuple[str, int, Callable[[ExitStack], Urls]]] = [
+        ("PD 1+1", 2, partial(_ours, host, [on])),
+        ("two unified replicas", 2, partial(_ours, host, [_replica(host, i) for i in (0, 1)])),
+        ("SGLang PD 1+1 and router", 2, partial(_sglang, host)),
+        ("one unified engine", 1, partial(_ours, host, [_replica(host, 0)])),
+    ]
+    if not host.dry_run:  # engines on a CPU have TP 1
+        services.insert(2, ("one engine, TP 2", 2, partial(_ours, host, [{"TP_SIZE": "2"}])))
+    for name, gpus, start in services:
+        journal.part(name, partial(_measured, host, start), gpus=gpus)
+
+
+def _replica(host: Host, gpu: int) -> dict[str, str]:
+    own = {} if host.dry_run else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+    return {"PD_MODE": "off"} | own
+
+
+def _ours(host: Host, replicas: list[dict[str, str]], stack: ExitStack) -> Urls:
+    """Start `server.py` for each replica, at the same time; return their addresses."""
+    common = {
+        "DEVICE": host.device,
+        "MODEL_PATH": str(host.big_model()),
+        "ENGINE_ARGS": json.dumps(host.settings(**DUMMY)["engine_args"]),
+        "MAX_INFLIGHT": "1024",
+    }
+    servers = [
+        ServerProcess(host.folder / f"server-{i}.log", **common | own)
+        for i, own in enumerate(replicas)
+    ]
+    for server in servers:
+        stack.enter_context(server)
+    return [server.url for server in servers]
+
+
+def _sglang(host: Host, stack: ExitStack) -> Urls:
+    args = host.settings(**DUMMY)["engine_args"]
+    pair: AbstractContextManager[str] = SGLangPair(host.folder, host.big_model(), args, host.device)
+    return [stack.enter_context(pair)]
+
+
+def _measured(host: Host, start: Callable[[ExitStack], Urls]) -> Found:
+    with ExitStack() as stack:
+        began = time.monotonic()
+        urls = start(stack)
+        found: Found = {"servers": len(urls), "ready_s": round(time.monotonic() - began, 1)}
+        for mix in _DRY if host.dry_run else (CHAT, LONG):
+            asyncio.run(_at_rate(urls, mix, 2.0, 1.0))  # warm
+            found[mix.name] = [
+                asyncio.run(_at_rate(urls, mix, rate, 2.0 if host.dry_run else SECONDS))
+                for rate in mix.rates
+            ]
+        return found
+
+
+@dataclass
+class _Asked:
+    first_s: float = 0.0
+    gaps_s: list[float] = field(default_factory=list)
+    took_s: float = 0.0
+    error: str | None = None
+
+    def good(self, mix: Mix) -> bool:
+        mean = sum(self.gaps_s) / max(1, mix.new_tokens - 1)
+        return self.error is None and self.first_s <= mix.first_s and mean <= mix.gap_s
+
+
+async def _at_rate(urls: Urls, mix: Mix, rate: float, seconds: float) -> Found:
+    """Ask at random moments, `rate` a second for `seconds`, whoever has not answered yet."""
+    draw = random.Random(f"{mix.name} {rate}")
+    texts = _texts(draw, mix, max(1, round(rate * seconds)))
+    connector = aiohttp.TCPConnector(limit=0)
+    limit = aiohttp.ClientTimeout(total=60)
+    async with aiohttp.ClientSession(connector=connector, timeout=limit) as session:
+        began = time.monotonic()
+        asking = []
+        for number, text in enumerate(texts):
+            url = urls[number % len(urls)]
+            asking.append(asyncio.create_task(_ask(session, url, text, mix)))
+            await asyncio.sleep(draw.expovariate(rate))
+        asked = await asyncio.gather(*asking)
+        took_s = time.monotonic() - began
+    return _summed(asked, mix, rate, took_s)
+
+
+def _summed(asked: list[_Asked], mix: Mix, rate: float, took_s: float) -> Found:
+    answered = [one for one in asked if one.error is None]
+    return {
+        "rate_per_s": rate,
+        "asked": len(asked),
+        "answered": len(answered),
+        "errors": sorted({one.error for one in asked if one.error})[:5],
+        "seconds": round(took_s, 2),
+        "answers_per_s": round(len(answered) / took_s, 3),
+        "good_answers_per_s": round(sum(one.good(mix) for one in asked) / took_s, 3),
+        "level": {"first_s": mix.first_s, "mean_gap_s": mix.gap_s},
+        "first_token_s": percentiles([one.first_s for one in answered]),
+        "gap_s": percentiles([gap for one in answered for gap in one.gaps_s]),
+        "whole_s": percentiles([one.took_s for one in answered]),
+    }
+
+
+def _texts(draw: random.Random, mix: Mix, count: int) -> list[str]:
+    tokenizer = load_tokenizer({"model_path": str(demo.model_dir())})
+    return [
+        tokenizer.decode([draw.randrange(1000, 40000) for _ in range(mix.prompt_tokens)])
+        for _ in range(count)
+    ]
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, text: str, mix: Mix) -> _Asked:
+    body = {
+        "model": "default",
+        "prompt": text,
+        "max_tokens": mix.new_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    asked, began = _Asked(), time.monotonic()
+    try:
+        async with session.post(f"{url}/v1/completions", json=body) as response:
+            if response.status != 200:
+                asked.error = f"{response.status}: {(await response.text())[:200]}"
+                return asked
+            await _read(response, asked, began)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        asked.error = f"{type(error).__name__}: {error}"[:200]
+    return asked
+
+
+async def _read(response: aiohttp.ClientResponse, asked: _Asked, began: float) -> None:
+    last = began
+    async for line in response.content:
+        if not line.startswith(b"data: {"):
+            continue
+        if b'"error"' in line[:12]:
+            asked.error = line.decode()[:200]
+        now = time.monotonic()
+        if asked.first_s:
+            asked.gaps_s.append(now - last)
+        else:
+            asked.first_s = now - began
+        last = now
+    asked.took_s = time.monotonic() - began

@@ -1,0 +1,148 @@
+"""SGLang's own two servers, prefill and decode, behind its own router: what ours is compared with.
+
+On a dry run they run on our CPU platform, as every engine does there. It measures nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from pd_eagle import cpu
+from pd_eagle.engine_args import CPU_ATTENTION_BACKEND
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+START_TIMEOUT_S = 150.0
+_ON_THE_CPU: dict[str, object] = {
+    "attention_backend": CPU_ATTENTION_BACKEND,
+    "sampling_backend": "pytorch",
+    "disable_cuda_graph": True,
+    "disable_overlap_schedule": True,
+    "page_size": 1,
+    "max_total_tokens": 65536,
+    "mem_fraction_static": 0.8,
+}
+
+
+class SGLangPair:
+    """Two servers and a router; `with` gives the router's address."""
+
+    def __init__(self, folder: Path, model: Path, args: dict[str, Any], device: str) -> None:
+        self._folder = folder
+        self._model = model
+        self._args = args | (_ON_THE_CPU if device == "cpu" else {})
+        self._device = device
+        self._stack = ExitStack()
+
+    def __enter__(self) -> str:
+        with ExitStack() as starting:
+            prefill, decode, router, bootstrap = (_free_port() for _ in range(4))
+            ports = [("prefill", prefill, bootstrap, 0), ("decode", decode, None, 1)]
+            for role, port, bootstrap_port, gpu in ports:
+                command = self._server(role, port, bootstrap_port)
+                starting.enter_context(self._process(role, command, self._environment(gpu)))
+            for port in (prefill, decode):
+                _wait_until_healthy(port)
+            command = _router(router, prefill, bootstrap, decode)
+            starting.enter_context(self._process("router", command, dict(os.environ)))
+            _wait_until_healthy(router)
+            self._stack = starting.pop_all()
+        return f"http://127.0.0.1:{router}"
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _server(self, role: str, port: int, bootstrap_port: int | None) -> list[str]:
+        args: dict[str, object] = {
+            "model_path": self._model,
+            "served_model_name": "default",
+            "host": "127.0.0.1",
+            "port": port,
+            "device": self._device,
+            "disaggregation_mode": role,
+            "disaggregation_transfer_backend": "nixl",
+            "sleep_on_idle": True,
+        } | self._args
+        if bootstrap_port:
+            args["disaggregation_bootstrap_port"] = bootstrap_port
+        elif self._device == "cpu":
+            args["disaggregation_decode_retraction_backup"] = "cpu_tensor"
+        return [sys.executable, "-m", "sglang.launch_server", *_options(args)]
+
+    def _environment(self, gpu: int) -> dict[str, str]:
+        if self._device == "cpu":
+            return dict(os.environ) | cpu.environment(offline=True)
+        return dict(os.environ) | {"CUDA_VISIBLE_DEVICES": str(gpu)}
+
+    def _process(self, name: str, command: list[str], environment: dict[str, str]) -> _Process:
+        return _Process(command, environment, self._folder / f"sglang-{name}.log")
+
+
+class _Process:
+    """A process and everything below it, ended together."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self._command, self._environment, self._log = command, environment, log
+
+    def __enter__(self) -> Self:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def _options(args: dict[str, object]) -> list[str]:
+    words: list[str] = []
+    for name, value in args.items():
+        option = f"--{name.replace('_', '-')}"
+        words += [option] if value is True else [option, str(value)]
+    return words
+
+
+def _router(port: int, prefill: int, bootstrap: int, decode: int) -> list[str]:
+    here = "http://127.0.0.1"
+    return [
+        *(sys.executable, "-m", "sglang_router.launch_router", "--pd-disaggregation"),
+        *("--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(_free_port())),
+        *("--prefill", f"{here}:{prefill}", str(bootstrap), "--decode", f"{here}:{decode}"),
+        *("--policy", "round_robin"),
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _wait_until_healthy(port: int) -> None:
+    until = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
+                if response.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise TimeoutError(f"nothing healthy on port {port} after {START_TIMEOUT_S} s")
