@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pd_eagle import devices
 from pd_eagle.version import VERSION
 
 if TYPE_CHECKING:
@@ -27,11 +28,16 @@ def provenance(*packages: str) -> dict[str, Any]:
     """Return what a result must say of itself: hardware, versions, commit."""
     installed = {name: version(name) for name in ("sglang", "torch", *packages)}
     return {
-        "hardware": {"cpus": os.cpu_count(), "cpu": _cpu(), "gpus": []},
+        "hardware": {"cpus": os.cpu_count(), "cpu": _cpu(), "gpus": _gpus()},
         "versions": {"pd_eagle": VERSION, "python": platform.python_version()} | installed,
         "commit": _commit(),
         "command": ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]],
     }
+
+
+def _gpus() -> list[str]:
+    found = devices.discover("auto", os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return [device.name for device in found.devices]
 
 
 def _cpu() -> str:

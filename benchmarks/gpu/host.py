@@ -9,15 +9,18 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.asking import Answers, ask
-from benchmarks.bench_eagle import Tree
 from pd_eagle import PDEngine, demo, devices
 from pd_eagle.engine import load_tokenizer
 from pd_eagle.known_models import CONFIGS, DEFAULT
 from tools.draft.tasks import EVERYDAY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benchmarks.bench_eagle import Tree
 
 #: Kernels that need no FlashInfer; SGLANG_KIT_ATTENTION takes another backend.
 ATTENTION = "SGLANG_KIT_ATTENTION"

@@ -47,10 +47,15 @@ def _watch(callers: list[str]) -> None:
 
     def lazy_init() -> None:
         if not torch.cuda.is_initialized():
-            callers.append("".join(traceback.format_stack(limit=8)[:-1]))
+            calls = traceback.extract_stack(limit=8)[:-1]
+            callers.append(", ".join(f"{_inside(c.filename)}:{c.lineno} {c.name}" for c in calls))
         original()
 
     torch.cuda._lazy_init = lazy_init
+
+
+def _inside(file: str) -> str:
+    return file.rpartition("site-packages/")[2]
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.provenance import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 Found = dict[str, Any]
 
@@ -44,7 +44,7 @@ class Journal:
             found = measure()
         except Exception as error:
             message = f"{type(error).__name__}: {error}"[:4000]
-            self._keep(name, {"error": message, "trace": traceback.format_exc()[-6000:]})
+            self._keep(name, {"error": message, "trace": _trace(error)})
             return None
         self._keep(name, found | {"took_s": round(time.monotonic() - began, 3)})
         return found
@@ -65,6 +65,12 @@ class Journal:
     def _write(self) -> None:
         self._found["seconds"] = round(time.monotonic() - self._began, 3)
         write(self._path, self._found)
+
+
+def _trace(error: Exception) -> list[str]:
+    """Return the calls that led to `error`, in file names that are the same on every machine."""
+    calls = traceback.extract_tb(error.__traceback__)[-20:]
+    return [f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in calls]
 
 
 def write(path: Path, found: Found) -> None:

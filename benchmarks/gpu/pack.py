@@ -34,13 +34,40 @@ _TARGET = ("--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_
 
 #: CUDA's libraries come with the machine's PyTorch; only torch's NCCL must be newer.
 _MACHINES = ("nvidia-", "cuda-toolkit", "cuda-bindings", "cuda-python", "cuda-core")
-_KEPT_OF_THEM = ("nvidia-nccl-cu13", "nvidia-ml-py", "nvidia-cutlass-dsl", "nvidia-cutlass-dsl-libs")
+_KEPT_OF_THEM = (
+    "nvidia-nccl-cu13",
+    "nvidia-ml-py",
+    "nvidia-cutlass-dsl",
+    "nvidia-cutlass-dsl-libs",
+)
 #: Not imported by an engine in our configuration, or on every machine with PyTorch. Large.
 _LEFT_OUT = frozenset(
-    "tilelang pyarrow llvmlite numba scipy pandas z3-solver datasets torchcodec torchaudio "
-    "nccl-extensions nccl4py nvshmem4py-cu13 sgl-deep-ep sgl-flash-mla cuda-tile "
-    "nvidia-cutlass-dsl-libs-cu12 "
-    "nixl-cu12 cython av decord2 matplotlib-inline jedi ipython".split()
+    {
+        "tilelang",
+        "pyarrow",
+        "llvmlite",
+        "numba",
+        "scipy",
+        "pandas",
+        "z3-solver",
+        "datasets",
+        "torchcodec",
+        "torchaudio",
+        "nccl-extensions",
+        "nccl4py",
+        "nvshmem4py-cu13",
+        "sgl-deep-ep",
+        "sgl-flash-mla",
+        "cuda-tile",
+        "nvidia-cutlass-dsl-libs-cu12",
+        "nixl-cu12",
+        "cython",
+        "av",
+        "decord2",
+        "matplotlib-inline",
+        "jedi",
+        "ipython",
+    }
 )
 _ALSO = (
     "mooncake-transfer-engine-cuda13==0.3.13.post1",
@@ -155,15 +182,17 @@ def compress(job: tuple[Path, str, list[str], Path]) -> tuple[str, Path]:
     """Write the files of one group into one stream."""
     tree, group, names, folder = job
     path = folder / f"{group}.tar.xz"
-    with lzma.open(path, "wb", preset=6) as stream:
-        with tarfile.open(fileobj=stream, mode="w|") as archive:
-            for name in names:
-                archive.add(tree / name, name, recursive=False)
+    with (
+        lzma.open(path, "wb", preset=6) as stream,
+        tarfile.open(fileobj=stream, mode="w|") as archive,
+    ):
+        for name in names:
+            archive.add(tree / name, name, recursive=False)
     tell(f"{group}: {len(names)} files, {path.stat().st_size / 2**20:.1f} MiB")
     return group, path
 
 
-def split(streams: dict[str, Path], folder: Path, limit: int = LOAD_BYTES) -> dict[str, Any]:
+def split(streams: dict[str, Path], folder: Path, limit: int) -> dict[str, Any]:
     """Cut the streams into loads of at most `limit` bytes; return the manifest's `loads`."""
     loads: dict[str, list[dict[str, Any]]] = {}
     left = 0
@@ -190,7 +219,9 @@ def _piece(load: Path, group: str, number: int, body: bytes) -> dict[str, Any]:
     return {"file": file, "group": group, "number": number, "bytes": len(body), "sha256": digest}
 
 
-def pack(tree: Path, folder: Path, without: list[str], about: dict[str, Any]) -> dict[str, Any]:
+def pack(
+    tree: Path, folder: Path, without: list[str], about: dict[str, Any], limit: int = LOAD_BYTES
+) -> dict[str, Any]:
     """Compress `tree` into loads under `folder`; return the manifest, which every load has."""
     grouped: dict[str, list[str]] = {}
     for path in sorted(tree.rglob("*")):
@@ -202,7 +233,7 @@ def pack(tree: Path, folder: Path, without: list[str], about: dict[str, Any]) ->
     jobs = [(tree, group, names, folder) for group, names in grouped.items()]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         streams = dict(pool.map(compress, jobs))
-    loads = split(streams, folder)
+    loads = split(streams, folder, limit)
     manifest = {"groups": list(streams), "loads": loads} | about
     for path in streams.values():
         path.unlink()

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.gpu.host import Host, found_gpus
-from benchmarks.gpu.journal import Journal, outcome
+from benchmarks.gpu.journal import Found, Journal, outcome
 from benchmarks.provenance import provenance
 
 #: In the order in which they are run: name, seconds it may take.
@@ -31,12 +31,14 @@ def stage_file(name: str) -> str:
 
 def run(name: str, host: Host) -> None:
     """Run the stage `name` and leave its JSON in the host's folder."""
-    head = {
+    head: Found = {
         "benchmark": f"gpu {name}",
         "dry_run": host.dry_run,
         "device": host.device,
         "gpus": host.gpus,
     } | provenance("nixl", "triton", "transformers")
+    dry = ["--dry-run"] * host.dry_run
+    head["command"] = ["python", "-m", "benchmarks.gpu.run", *dry, "--stages", name]
     journal = Journal(host.folder / f"{stage_file(name)}.json", head, host.gpus)
     importlib.import_module(f"benchmarks.gpu.stages.{name}").run(host, journal)
     journal.finish(outcome(journal.parts))

@@ -1,9 +1,9 @@
-"""Keeps carried loads on this machine and unpacks them when all are there: only Python's own library.
+"""Keeps carried loads on this machine; unpacks them when all are there. Python's own library only.
 
     python3 benchmarks/gpu/unpack.py .cache/gpu/load-3     # keep one; says which are missing
     python3 benchmarks/gpu/unpack.py --unpack              # then check all sums and unpack
 
-Every load brings the manifest. It may be called again at any point: what is there is not done twice.
+Every load brings the manifest. It may be called again at any point: nothing is done twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sysconfig
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 MANIFEST = "manifest.json"
 KEPT = Path("/var/tmp/gpu-kit")
@@ -45,7 +45,9 @@ def keep(load: Path, kept: Path) -> list[str]:
 def missing(kept: Path) -> list[str]:
     """Return the loads of which a piece is not there."""
     loads = json.loads((kept / MANIFEST).read_text())["loads"]
-    return [n for n, pieces in loads.items() if not all((kept / p["file"]).exists() for p in pieces)]
+    return [
+        n for n, pieces in loads.items() if not all((kept / p["file"]).exists() for p in pieces)
+    ]
 
 
 def _check(path: Path, wanted: str) -> None:
@@ -76,9 +78,12 @@ def _unpack_group(job: tuple[Path, Path, str, list[dict[str, Any]]]) -> str:
     kept, site, group, pieces = job
     for piece in pieces:
         _check(kept / piece["file"], piece["sha256"])
-    with _Joined([kept / piece["file"] for piece in pieces]) as raw, lzma.open(raw) as stream:  # type: ignore[arg-type]
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            archive.extractall(site, filter="tar")
+    with (
+        _Joined([kept / piece["file"] for piece in pieces]) as raw,
+        lzma.open(cast("IO[bytes]", raw)) as stream,
+        tarfile.open(fileobj=stream, mode="r|") as archive,
+    ):
+        archive.extractall(site, filter="tar")
     (site / f".{group}.done").touch()
     return group
 

@@ -5,6 +5,7 @@ On a dry run they run on our CPU platform, as every engine does there. It measur
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,14 +18,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from pd_eagle import cpu
-from pd_eagle.engine_args import CPU_ATTENTION_BACKEND
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 START_TIMEOUT_S = 150.0
 _ON_THE_CPU: dict[str, object] = {
-    "attention_backend": CPU_ATTENTION_BACKEND,
     "sampling_backend": "pytorch",
     "disable_cuda_graph": True,
     "disable_overlap_schedule": True,
@@ -48,14 +47,16 @@ class SGLangPair:
         with ExitStack() as starting:
             prefill, decode, router, bootstrap = (_free_port() for _ in range(4))
             ports = [("prefill", prefill, bootstrap, 0), ("decode", decode, None, 1)]
+            servers = []
             for role, port, bootstrap_port, gpu in ports:
                 command = self._server(role, port, bootstrap_port)
-                starting.enter_context(self._process(role, command, self._environment(gpu)))
-            for port in (prefill, decode):
-                _wait_until_healthy(port)
+                server = self._process(role, command, self._environment(gpu), port)
+                servers.append(starting.enter_context(server))
+            for server in servers:
+                server.wait_until_healthy()
             command = _router(router, prefill, bootstrap, decode)
-            starting.enter_context(self._process("router", command, dict(os.environ)))
-            _wait_until_healthy(router)
+            routing = self._process("router", command, dict(os.environ), router)
+            starting.enter_context(routing).wait_until_healthy()
             self._stack = starting.pop_all()
         return f"http://127.0.0.1:{router}"
 
@@ -84,15 +85,20 @@ class SGLangPair:
             return dict(os.environ) | cpu.environment(offline=True)
         return dict(os.environ) | {"CUDA_VISIBLE_DEVICES": str(gpu)}
 
-    def _process(self, name: str, command: list[str], environment: dict[str, str]) -> _Process:
-        return _Process(command, environment, self._folder / f"sglang-{name}.log")
+    def _process(
+        self, name: str, command: list[str], environment: dict[str, str], port: int
+    ) -> _Process:
+        return _Process(command, environment, port, self._folder / f"sglang-{name}.log")
 
 
 class _Process:
     """A process and everything below it, ended together."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
-        self._command, self._environment, self._log = command, environment, log
+    def __init__(
+        self, command: list[str], environment: dict[str, str], port: int, log: Path
+    ) -> None:
+        self._command, self._environment, self._port = command, environment, port
+        self._log = log
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
@@ -107,8 +113,17 @@ class _Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+    def wait_until_healthy(self) -> None:
+        """Raises `RuntimeError` with the end of the log when the process ends or takes too long."""
+        until = time.monotonic() + START_TIMEOUT_S
+        while not _healthy(self._port):
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"not healthy: {self._log.read_text(errors='replace')[-1500:]}")
+            time.sleep(0.2)
 
 
 def _options(args: dict[str, object]) -> list[str]:
@@ -136,13 +151,9 @@ def _free_port() -> int:
         return port
 
 
-def _wait_until_healthy(port: int) -> None:
-    until = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < until:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
-                if response.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise TimeoutError(f"nothing healthy on port {port} after {START_TIMEOUT_S} s")
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

@@ -7,13 +7,14 @@ tokens mean nothing. Those parts are marked `simulated_acceptance`.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.asking import ask
-from benchmarks.bench_eagle import Tree
 from benchmarks.gpu.host import DUMMY, Host, prompts, rate, warmed
 
 if TYPE_CHECKING:
+    from benchmarks.bench_eagle import Tree
     from benchmarks.gpu.journal import Found, Journal
 
 SIMULATE = "SGLANG_SIMULATE_ACC_LEN"
@@ -24,12 +25,12 @@ ACCEPTED = (2.5,)
 
 def run(host: Host, journal: Journal) -> None:
     for tree in TREES:
-        journal.part(f"embedded {_name(tree)}", lambda tree=tree: _embedded(host, tree))
-    journal.part("big off", lambda: _big(host, None, None))
+        journal.part(f"embedded {_name(tree)}", partial(_embedded, host, tree))
+    journal.part("big off", partial(_big, host, None, None))
     for accepted in ACCEPTED:
         for tree in TREES[1:]:
             name = f"big {_name(tree)} simulated {accepted}"
-            journal.part(name, lambda tree=tree, length=accepted: _big(host, tree, length))
+            journal.part(name, partial(_big, host, tree, accepted))
 
 
 def _name(tree: Tree | None) -> str:

@@ -1,4 +1,4 @@
-"""Kills a scheduler under load: does every answer go on, how long is the pause, when is it whole?"""
+"""Kills a scheduler under load: does every answer go on, how long is the pause, when is it back?"""
 
 from __future__ import annotations
 

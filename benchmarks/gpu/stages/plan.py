@@ -1,9 +1,10 @@
-"""What this machine is, and what is planned on it: NVML, driver, links, torch, the plan's reason."""
+"""What this machine is, and what is planned on it: NVML, driver, links, torch, the plan."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pd_eagle import devices
@@ -23,7 +24,7 @@ def run(host: Host, journal: Journal) -> None:
     journal.part("torch", _torch, gpus=0)
     if not host.dry_run:
         for words in (["nvidia-smi"], ["nvidia-smi", "topo", "-m"], ["nvidia-smi", "nvlink", "-s"]):
-            journal.part(" ".join(words), lambda words=words: _said_by(words))
+            journal.part(" ".join(words), partial(_said_by, words))
         journal.part("nvidia-smi -q", _driver)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.asking import Answers, ask
@@ -44,7 +45,7 @@ def _compare(host: Host, journal: Journal, dtype: str) -> None:
     journal.part(f"{dtype} unified EAGLE", lambda: other(OFF | eagle))
     for transfer in ("nixl", "mooncake"):
         pair = PD | {"disagg_transfer_backend": transfer}
-        journal.part(f"{dtype} PD {transfer}", lambda pair=pair: other(pair), gpus=2)
+        journal.part(f"{dtype} PD {transfer}", partial(other, pair), gpus=2)
     both = PD | {"disagg_transfer_backend": "nixl"} | eagle
     journal.part(f"{dtype} PD nixl EAGLE", lambda: other(both), gpus=2)
 

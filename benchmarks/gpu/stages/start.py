@@ -9,12 +9,14 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from benchmarks.asking import ask
 from benchmarks.gpu.host import DUMMY, Host, prompts
 from benchmarks.provenance import ROOT
-from pd_eagle import pd_engine
+from pd_eagle import cpu, pd_engine
 
 if TYPE_CHECKING:
     from benchmarks.gpu.journal import Found, Journal
@@ -22,20 +24,27 @@ if TYPE_CHECKING:
 # What engines and package say between start and readiness.
 _PHASE = re.compile(
     r"Load weight (?:begin|end)|KV Cache is allocated|[Cc]apture .*(?:begin|end)|Memory pool end"
-    r"|workers up|^ready|carried|spawned, not forked|[Tt]ransfer|disaggregat",
+    r"|workers up|^ready|carried|spawned, not forked|Found \d+ HCAs|protocol:|NVLINK|NVLink",
 )
 # These keep SGLang's imports off the driver: torch's availability test, FlashInfer's.
-OFF_THE_DRIVER = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "FLASHINFER_CUDA_ARCH_LIST": "9.0a"}
+OFF_THE_DRIVER = {
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    "FLASHINFER_CUDA_ARCH_LIST": "9.0a",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 
 def run(host: Host, journal: Journal) -> None:
-    journal.part("zygote's imports", lambda: _imports({}), gpus=0)
-    journal.part("zygote's imports, off the driver", lambda: _imports(OFF_THE_DRIVER), gpus=0)
+    own = cpu.environment() if host.dry_run else {}
+    journal.part("zygote's imports", lambda: _imports(own), gpus=0)
+    off = own | OFF_THE_DRIVER
+    journal.part("zygote's imports, off the driver", lambda: _imports(off), gpus=0)
     model = {"model_path": str(host.big_model()), "engine_args": DUMMY}
     journal.part("unified", lambda: _start(host, model | {"pd_mode": "off"}))
     for transfer in ("nixl", "mooncake", "auto"):
         settings = model | {"pd_mode": "on", "disagg_transfer_backend": transfer}
-        journal.part(f"PD {transfer}", lambda settings=settings: _start(host, settings), gpus=2)
+        journal.part(f"PD {transfer}", partial(_start, host, settings), gpus=2)
     journal.part("forked", lambda: _forked(host, model | {"pd_mode": "off"}))
 
 
@@ -74,21 +83,15 @@ class _Phases(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
-        if _PHASE.search(said) and len(self.seen) < 80:
+        if _PHASE.search(said) and "server_args" not in said and len(self.seen) < 80:
             self.seen.append([round(self.elapsed(), 2), record.name, said[:240]])
 
 
 def _forked(host: Host, settings: dict[str, Any]) -> Found:
     """Start with engines forked from the zygote, which the package does on the CPU alone."""
-    kept, environment = pd_engine.check_forked_engines, dict(os.environ)
-    pd_engine.check_forked_engines = lambda _: True
-    os.environ.update(OFF_THE_DRIVER)
-    try:
+    forking = patch.object(pd_engine, "check_forked_engines", return_value=True)
+    with forking, patch.dict(os.environ, OFF_THE_DRIVER):
         found = _start(host, settings)
-    finally:
-        pd_engine.check_forked_engines = kept
-        os.environ.clear()
-        os.environ.update(environment)
     refused = [said for _, _, said in found["phases"] if "spawned, not forked" in said]
     return found | {"forked": not refused, "refused": refused}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.asking import ask
@@ -23,7 +24,7 @@ _COPIES = 20
 def run(host: Host, journal: Journal) -> None:
     journal.part("copies", lambda: _copies(host), gpus=0)
     for transfer in ("nixl", "mooncake"):
-        journal.part(transfer, lambda transfer=transfer: _transfers(host, transfer), gpus=2)
+        journal.part(transfer, partial(_transfers, host, transfer), gpus=2)
 
 
 def _copies(host: Host) -> Found:
@@ -39,11 +40,12 @@ def _copies(host: Host) -> Found:
         for size in sizes:
             pinned = "cpu" in (source, target) and source != target
             made = [
-                torch.ones(size, dtype=torch.uint8, device=places[place]) for place in (source, target)
+                torch.ones(size, dtype=torch.uint8, device=places[place])
+                for place in (source, target)
             ]
             if pinned:
                 made = [t.pin_memory() if t.device.type == "cpu" else t for t in made]
-            speeds[f"{size} bytes"] = _gb_per_s(size, lambda made=made: made[1].copy_(made[0], True))
+            speeds[f"{size} bytes"] = _gb_per_s(size, partial(made[1].copy_, made[0], True))
         found[f"{source} to {target}"] = speeds
     return found
 

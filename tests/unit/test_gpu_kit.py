@@ -1,0 +1,166 @@
+"""The kit for GPU machines: stages that fail leave their reason, loads come out as they went in."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from benchmarks.gpu import cubins, run, unpack
+from benchmarks.gpu.journal import Journal
+from benchmarks.gpu.pack import group_of, pack, requirements
+from benchmarks.provenance import ROOT, provenance
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RESULTS = ROOT / "benchmarks/results/gpu_dry_run"
+
+
+@pytest.mark.timeout(60)
+def test_stages_leave_json_and_none_stops_the_next(tmp_path: Path) -> None:
+    late = run.run_stage("start", tmp_path, 0.2, ["--dry-run"])
+    refused = run.run_stage("kill", tmp_path, 30, ["--no-such-option"])
+    assert late["error"] == "over its limit of 0.2 s"
+    assert refused["error"] == "exit code 2"
+    assert "no-such-option" in refused["log"]
+    command = [sys.executable, "-m", "benchmarks.gpu.run", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--dry-run", "--stages", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("stage-1-plan: ")
+    with tarfile.open(tmp_path / "results.tar.gz") as archive:
+        kept = {name for name in archive.getnames() if name.endswith(".json")}
+    assert kept == {"stage-1-plan.json", "stage-2-start.json", "stage-4-kill.json"}
+    found = json.loads((tmp_path / "stage-1-plan.json").read_text())
+    assert found["dry_run"] is True
+    assert found["finished"] is True
+    assert found["device"] == "cpu"
+    assert found["parts"]["plan on"]["mode"] == "pd"
+    assert found["parts"]["plan auto"]["right"] is True
+
+
+def test_a_part_that_fails_costs_no_other(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "stage.json", {}, gpus=1)
+
+    def fail() -> dict[str, Any]:
+        raise KeyError("lost")
+
+    assert journal.part("bad", fail) is None
+    assert journal.part("two", dict, gpus=2) is None
+    assert journal.part("good", lambda: {"value": 3}) == {"value": 3}
+    found = json.loads((tmp_path / "stage.json").read_text())
+    assert found["parts"]["bad"]["error"] == "KeyError: 'lost'"
+    assert found["parts"]["two"] == {"skipped": "needs 2 GPUs, found 1"}
+    assert found["parts"]["good"]["value"] == 3
+    assert found["finished"] is False
+
+
+def test_stages_are_chosen_by_number_or_name() -> None:
+    assert run.chosen("7,plan,2") == ["plan", "start", "transfer"]
+    with pytest.raises(run.argparse.ArgumentTypeError, match="nonsense"):
+        run.chosen("nonsense")
+
+
+@pytest.fixture
+def loads(tmp_path: Path) -> Path:
+    """Three small groups, packed into loads of 3,000 bytes."""
+    tree = tmp_path / "tree"
+    for name, size in {"torch/lib/libtorch_cuda.so": 5000, "one.py": 700, "triton/a.so": 1}.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(random.Random(name).randbytes(size))
+    (tree / "one.py").chmod(0o755)
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    pack(tree, folder, [], {"pins": []}, limit=3000)
+    return folder
+
+
+def test_loads_come_out_as_they_went_in(loads: Path, tmp_path: Path) -> None:
+    tree, kept = tmp_path / "tree", tmp_path / "kept"
+    names = sorted(load.name for load in loads.iterdir())
+    assert len(names) >= 3
+    for done, name in enumerate(names, 1):
+        assert unpack.keep(loads / name, kept) == names[done:]
+        shutil.rmtree(loads / name)  # it is gone with the call that brought it
+    unpack.unpack(kept, kept / "site")
+    assert unpack.unpack(kept, kept / "site") == []
+    for path in (path for path in tree.rglob("*") if path.is_file()):
+        out = kept / "site" / path.relative_to(tree)
+        assert out.read_bytes() == path.read_bytes()
+        assert out.stat().st_mode == path.stat().st_mode
+
+
+def test_a_damaged_piece_is_named(loads: Path, tmp_path: Path) -> None:
+    piece = next(path for path in (loads / "load-1").iterdir() if path.name != unpack.MANIFEST)
+    piece.write_bytes(piece.read_bytes()[:-1] + b"\0\0")
+    with pytest.raises(SystemExit, match="carry its load again"):
+        unpack.keep(loads / "load-1", tmp_path / "kept")
+    assert "load-1" in unpack.missing(tmp_path / "kept")
+
+
+def fat(*entries: tuple[int, int, bytes]) -> bytes:
+    """Return a fat binary of (kind, architecture, body)."""
+    bodies = b"".join(
+        struct.pack("<HHIQ", kind, 0x101, 64, len(body))
+        + bytes(12)
+        + struct.pack("<I", arch)
+        + bytes(32)
+        + body
+        for kind, arch, body in entries
+    )
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(bodies)) + bodies
+
+
+def test_other_gpus_code_is_blanked(tmp_path: Path) -> None:
+    library = tmp_path / "lib.so"
+    entries = [(2, 80, b"a" * 8), (2, 90, b"b" * 8), (1, 120, b"c" * 8), (1, 80, b"d" * 8)]
+    library.write_bytes(b"head" + fat(*entries) + b"between" + fat((2, 100, b"e" * 8)) + b"tail")
+    blank = [(2, 80, bytes(8)), (2, 90, b"b" * 8), (1, 120, bytes(8)), (1, 80, b"d" * 8)]
+    assert cubins.blank(library, 90) == (3, 2)
+    assert (
+        library.read_bytes()
+        == b"head" + fat(*blank) + b"between" + fat((2, 100, bytes(8))) + b"tail"
+    )
+
+
+def test_a_format_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    library = tmp_path / "lib.so"
+    library.write_bytes(fat((64, 90, b"x" * 8)))
+    with pytest.raises(ValueError, match="kind 64"):
+        cubins.blank(library, 90)
+
+
+def test_what_travels() -> None:
+    pins = {pin.partition("==")[0] for pin in requirements()}
+    assert {"sglang", "torch", "sglang-kernel", "nixl-cu13", "nvidia-nccl-cu13"} <= pins
+    assert not {"nvidia-cublas", "nvidia-cudnn-cu13", "tilelang"} & pins
+    assert group_of("torch/lib/libtorch_cuda.so") == "torch-cuda"
+    assert group_of("sgl_kernel/flash_ops.abi3.so") == "fa3"
+    assert group_of("sglang/srt/server_args.py") == "packages"
+
+
+def test_provenance_tells_the_gpus() -> None:
+    names = provenance()["hardware"]["gpus"]
+    assert all(isinstance(name, str) for name in names)
+    assert bool(names) == (shutil.which("nvidia-smi") is not None)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_dry_run_is_marked(path: Path) -> None:
+    found = json.loads(path.read_text())
+    assert found["dry_run"] is True
+    assert found["device"] == "cpu"
+    assert found["finished"] is True
+    assert not [part for part in found["parts"].values() if "error" in part]
