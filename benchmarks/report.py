@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from markdown_it import MarkdownIt
 
 from benchmarks import plots
+from benchmarks.gpu import page as gpu
 from benchmarks.provenance import RESULTS, ROOT
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ HEAD = """# Measurements
 
 Made by `python -m benchmarks.report` from the files in `results`, which hold the raw numbers. Every
 table names its file, the machine, the versions and the commit. Times are those of that machine, a
-small one that often had other work; what carries over are ratios within one table. **Nothing here
-was measured on a GPU.**
+small one that often had other work; what carries over are ratios within one table. **No GPU was
+used, but for the last chapter.**
 
 Run one with the command above its table; `--quick` makes a short run that is not kept.
 """
@@ -299,6 +300,7 @@ def page() -> str:
         pictures = [f"![{plot}](plots/{plot}.png)\n" for plot in plots.names(name, result)]
         parts.append(f"## {title}\n\n{origin(name, result)}\n{render(result)}")
         parts += pictures
+    parts.append(gpu.section())
     return "\n".join(parts)
 
 

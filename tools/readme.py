@@ -1,4 +1,4 @@
-"""Writes the README's table of settings from the one in the code; does not know the other chapters.
+"""Writes the README's table of settings and its words on GPUs; does not know the other chapters.
 
 `python -m tools.readme` writes it in place; a test fails when the two differ.
 """
@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.gpu import page
 from pd_eagle import forms
 from pd_eagle.config import TABLE
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from pd_eagle.config import Setting
 
 README = Path(__file__).parent.parent / "README.md"
-_BETWEEN = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- end of settings -->)", re.DOTALL)
 
 
 def settings_table() -> str:
@@ -27,9 +27,19 @@ def settings_table() -> str:
 
 def with_settings(text: str) -> str:
     """Return the README with its table of settings made new. Raises `ValueError` without marks."""
-    changed, found = _BETWEEN.subn(lambda _: settings_table(), text)
+    return _between("settings", settings_table(), text)
+
+
+def with_gpus(text: str) -> str:
+    """Return the README with what was measured on GPUs. Raises `ValueError` without marks."""
+    return _between("gpus", page.short(), text)
+
+
+def _between(mark: str, wanted: str, text: str) -> str:
+    place = re.compile(rf"(?<=<!-- {mark} -->\n).*?(?=<!-- end of {mark} -->)", re.DOTALL)
+    changed, found = place.subn(lambda _: wanted, text)
     if found != 1:
-        raise ValueError(f"{found} tables between marks: wanted one")
+        raise ValueError(f"{found} places between the marks of {mark}: wanted one")
     return changed
 
 
@@ -42,4 +52,4 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_settings(README.read_text("utf-8")), "utf-8")
+    README.write_text(with_gpus(with_settings(README.read_text("utf-8"))), "utf-8")

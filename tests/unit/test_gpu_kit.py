@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import shutil
@@ -69,7 +70,7 @@ def test_a_part_that_fails_costs_no_other(tmp_path: Path) -> None:
 
 def test_stages_are_chosen_by_number_or_name() -> None:
     assert run.chosen("7,plan,2") == ["plan", "start", "transfer"]
-    with pytest.raises(run.argparse.ArgumentTypeError, match="nonsense"):
+    with pytest.raises(argparse.ArgumentTypeError, match="nonsense"):
         run.chosen("nonsense")
 
 

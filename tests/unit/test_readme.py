@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from pd_eagle import config, serve
 from pd_eagle.app import make_app
-from tools.readme import README, with_settings
+from tools.readme import README, with_gpus, with_settings
 
 ROOT = Path(__file__).parents[2]
 TEXT = README.read_text("utf-8")
@@ -34,6 +34,10 @@ def chapter(title: str) -> str:
 
 def test_the_settings_are_those_of_the_code() -> None:
     assert with_settings(TEXT) == TEXT, "python -m tools.readme writes them"
+
+
+def test_the_words_on_gpus_are_those_of_the_results() -> None:
+    assert with_gpus(TEXT) == TEXT, "python -m tools.readme writes them"
 
 
 @pytest.mark.parametrize("block", blocks("python"))

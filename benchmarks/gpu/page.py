@@ -1,0 +1,159 @@
+"""What the stages found, as tables: for the page of measurements and for the README."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.gpu.stage import STAGES, stage_file
+from benchmarks.provenance import RESULTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+Found = dict[str, Any]
+GPU_RESULTS = RESULTS / "gpu"
+NOT_MEASURED = "Not measured: no run of `benchmarks/gpu` on GPUs is kept here.\n"
+
+
+def results(folder: Path = GPU_RESULTS) -> dict[str, Found]:
+    """Return what is kept, by stage."""
+    paths = {name: folder / f"{stage_file(name)}.json" for name in STAGES}
+    return {n: json.loads(path.read_text()) for n, path in paths.items() if path.exists()}
+
+
+def section(folder: Path = GPU_RESULTS) -> str:
+    """Return the chapter on GPUs of the page of measurements."""
+    found = results(folder)
+    if not found:
+        return f"## On GPUs\n\n{NOT_MEASURED}"
+    parts = ["## On GPUs\n"]
+    for name, result in found.items():
+        head, rows = _TABLES[name]
+        lines: list[list[Any]] = [head, ["---"] * len(head), *_rows(result["parts"], rows, len(head))]
+        parts.append(f"### {_TITLES[name]}\n\n{_origin(name, result)}")
+        parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n")
+    return "\n".join(parts)
+
+
+def short(folder: Path = GPU_RESULTS) -> str:
+    """Return the README's words on GPUs: what was measured on which, stage by stage."""
+    found = results(folder)
+    if not found:
+        return NOT_MEASURED
+    lines = [f"- {_TITLES[name]}: {_hardware(r)}, {_ending(r)}." for name, r in found.items()]
+    return "\n".join([*lines, "\nThe figures are in [benchmarks](benchmarks/README.md).\n"])
+
+
+def _hardware(result: Found) -> str:
+    gpus = result["hardware"]["gpus"]
+    names = [f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)]
+    return ", ".join(names) or "no GPU"
+
+
+def _ending(result: Found) -> str:
+    return str(result.get("summary") or f"cut short: {result['error']}")
+
+
+def _origin(name: str, result: Found) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+    marked = " **A dry run on the CPU.**" if result["dry_run"] else ""
+    return (
+        f"`{' '.join(result['command'])}` → `{stage_file(name)}.json`: {_hardware(result)}; "
+        f"{versions}; commit {result['commit'][:12]}. {_ending(result)}.{marked}\n"
+    )
+
+
+def _rows(
+    parts: Found, of: Callable[[str, Found], Iterator[list[object]]], width: int
+) -> Iterator[list[object]]:
+    """Yield the rows of every part; a part without a result has one that says why."""
+    for name, part in parts.items():
+        if "error" in part or "skipped" in part:
+            why = part.get("skipped") or f"failed: {part['error'].splitlines()[0][:160]}"
+            yield [name, why.replace("|", "\\|"), *[""] * (width - 2)]
+        else:
+            yield from of(name, part)
+
+
+def _plan(name: str, part: Found) -> Iterator[list[object]]:
+    if "mode" in part:
+        yield [name, part["mode"], part["right"], part["transfer"] or "–", part["reason"]]
+
+
+def _start(name: str, part: Found) -> Iterator[list[object]]:
+    if "ready_s" in part:
+        forked = {True: "yes", False: "no"}.get(part.get("forked", ""), "–")
+        yield [name, part["ready_s"], part["transfer"] or "–", forked, "–"]
+    else:
+        touched = [step["module"] for step in part["steps"] if step["cuda_initialised"]]
+        last = part["steps"][-1]
+        first = touched[0] if touched else "nothing"
+        yield [name, "–", "–", last["why_not_fork"] or "may be forked", first]
+
+
+def _same(name: str, part: Found) -> Iterator[list[object]]:
+    by_batch = {"8 at once": part} if "equal" in part else part
+    for at_once, found in by_batch.items():
+        if isinstance(found, dict):
+            accepted = found["tokens_per_verification"] or "–"
+            yield [name, at_once, f"{found['equal']} of {found['answers']}", accepted]
+
+
+def _kill(name: str, part: Found) -> Iterator[list[object]]:
+    for victim, found in part.items():
+        if isinstance(found, dict) and "restarts" in found:
+            pause = found["pause_s"]
+            whole = f"{found['complete']} of {part['streams']}"
+            yield [name, victim, whole, found["equal"], pause["p50"], pause["max"]]
+
+
+def _eagle(name: str, part: Found) -> Iterator[list[object]]:
+    for batch, found in part.items():
+        if batch.startswith("batch "):
+            accepted = found["tokens_per_verification"] or "–"
+            simulated = "simulated" if part.get("simulated_acceptance") else ""
+            yield [name, batch[6:], found["tokens_per_s"], accepted, simulated]
+
+
+def _load(name: str, part: Found) -> Iterator[list[object]]:
+    for mix in ("chat", "long prompts"):
+        for run in part[mix]:
+            first, gap = run["first_token_s"], run["gap_s"]
+            asked = f"{run['answered']} of {run['asked']}"
+            speeds = [run["answers_per_s"], run["good_answers_per_s"]]
+            times = [first.get("p50", "–"), first.get("p99", "–"), gap.get("p99", "–")]
+            yield [name, mix, run["rate_per_s"], asked, *speeds, *times]
+
+
+def _transfer(name: str, part: Found) -> Iterator[list[object]]:
+    for what, found in part.items():
+        if not isinstance(found, dict):
+            continue
+        if "seconds_a_request" in found:
+            told = [found.get(key, "–") for key in ("total_mb", "latency_ms", "speed_gb_s")]
+            yield [name, f"{what} tokens", *told]
+        else:
+            yield from ([f"copy, {what}", size, "–", "–", speed] for size, speed in found.items())
+
+
+_TITLES = {
+    "plan": "The plan",
+    "start": "The start",
+    "same": "The same tokens",
+    "kill": "A scheduler killed under load",
+    "eagle": "EAGLE by batch size",
+    "load": "Load",
+    "transfer": "KV transfer",
+}
+_FIRST = ["p50 to the first token, s", "p99", "p99 of gaps, s"]
+_TABLES: dict[str, tuple[list[str], Callable[[str, Found], Iterator[list[object]]]]] = {
+    "plan": (["part", "mode", "as it must be", "transfer", "reason"], _plan),
+    "start": (["part", "ready, s", "transfer", "forked", "CUDA initialised by"], _start),
+    "same": (["part", "at once", "equal answers", "tokens a verification"], _same),
+    "kill": (["part", "killed", "complete", "equal", "median pause, s", "longest, s"], _kill),
+    "eagle": (["part", "at once", "tokens/s", "tokens a verification", "acceptance"], _eagle),
+    "load": (["service", "mix", "asked/s", "answered", "answers/s", "good/s", *_FIRST], _load),
+    "transfer": (["part", "what", "MB", "ms", "GB/s"], _transfer),
+}
