@@ -1,17 +1,17 @@
-"""Blanks the machine code of other GPUs in a library, so that it compresses to a fraction.
+"""Drops the machine code of other GPUs from a library, so that it compresses to a fraction.
 
-The library keeps its size and every offset: only the bodies of fat binary entries for another
-architecture become zeros, which the driver never reads on this one. PTX stays where it is of the
-wanted architecture or older. Format as seen in CUDA 13 libraries: a 16-byte container header
-(magic, version 1, header size, size), then entries (kind, version, header size, size, ...,
-architecture at byte 28).
+The library keeps its size, and every fat binary container its place: those entries of a container
+that are for the wanted architecture move to its front, its size is set to theirs, and zeros follow.
+PTX of that architecture or an older one stays. Format as seen in CUDA 13's libraries: a 16-byte
+container header (magic, version 1, header size, size), then entries (kind, version, header size,
+size, ..., architecture at byte 28).
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,34 +23,53 @@ _ARCH_AT = 28
 _PTX, _ELF = 1, 2
 
 
-def blank(path: Path, arch: int) -> tuple[int, int]:
-    """Blank what in the library `path` is not for `arch` (90 is Hopper), in place.
+class _Entry(NamedTuple):
+    """One entry of a container, its header included."""
 
-    Returns how many entries were blanked and how many kept. Raises `ValueError`, with the library
-    untouched so far as that container goes, where entries do not fill their container exactly.
+    start: int
+    length: int
+    kind: int
+    arch: int
+
+
+def blank(path: Path, arch: int) -> tuple[int, int]:
+    """Drop what in the library `path` is not for `arch` (90 is Hopper), in place.
+
+    Returns how many entries were dropped and how many kept. Raises `ValueError`, with that
+    container untouched, where entries do not fill their container exactly.
     """
-    blanked = kept = 0
+    dropped = kept = 0
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as body:
         position = body.find(_MAGIC)
         while position >= 0:
             end, entries = _entries(body, position)
-            for start, length, kind, of in entries:
-                if _needed(kind, of, arch):
-                    kept += 1
-                else:
-                    body[start : start + length] = bytes(length)
-                    blanked += 1
+            needed = [entry for entry in entries if _needed(entry, arch)]
+            if entries:
+                # A container of nothing but other GPUs' code stays a container.
+                _rewrite(body, position, end, needed or [min(entries, key=lambda e: e.length)])
+            kept += len(needed)
+            dropped += len(entries) - len(needed)
             position = body.find(_MAGIC, end)
-    return blanked, kept
+    return dropped, kept
 
 
-def _needed(kind: int, of: int, arch: int) -> bool:
+def _rewrite(body: mmap.mmap, position: int, end: int, entries: list[_Entry]) -> None:
+    """Move `entries` to the container's front, say that they are all, and zero what follows."""
+    magic, version, header, _ = _CONTAINER.unpack_from(body, position)
+    whole = b"".join(body[entry.start : entry.start + entry.length] for entry in entries)
+    _CONTAINER.pack_into(body, position, magic, version, header, len(whole))
+    body[position + header : end] = whole.ljust(end - position - header, b"\0")
+
+
+def _needed(entry: _Entry, arch: int) -> bool:
     """Machine code runs on its own architecture's later minors, PTX on every later one."""
-    return of <= arch if kind == _PTX else of // 10 == arch // 10 and of <= arch
+    if entry.kind == _PTX:
+        return entry.arch <= arch
+    return entry.arch // 10 == arch // 10 and entry.arch <= arch
 
 
-def _entries(body: mmap.mmap, position: int) -> tuple[int, list[tuple[int, int, int, int]]]:
-    """Return where the container ends, and (start, length, kind, architecture) of each body."""
+def _entries(body: mmap.mmap, position: int) -> tuple[int, list[_Entry]]:
+    """Return where the container ends, and what is in it."""
     _, version, header, size = _CONTAINER.unpack_from(body, position)
     if version != 1 or header != _CONTAINER.size:  # the magic number in passing
         return position + len(_MAGIC), []
@@ -60,6 +79,6 @@ def _entries(body: mmap.mmap, position: int) -> tuple[int, list[tuple[int, int, 
         if kind not in (_PTX, _ELF) or at + header + size > end:
             raise ValueError(f"entry of kind {kind} at {at}: wanted {_PTX} or {_ELF}, within {end}")
         (arch,) = struct.unpack_from("<I", body, at + _ARCH_AT)
-        found.append((at + header, size, kind, arch))
+        found.append(_Entry(at, header + size, kind, arch))
         at += header + size
     return end, found

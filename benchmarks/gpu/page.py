@@ -31,7 +31,8 @@ def section(folder: Path = GPU_RESULTS) -> str:
     parts = ["## On GPUs\n"]
     for name, result in found.items():
         head, rows = _TABLES[name]
-        lines: list[list[Any]] = [head, ["---"] * len(head), *_rows(result["parts"], rows, len(head))]
+        lines: list[list[Any]] = [head, ["---"] * len(head)]
+        lines += _rows(result["parts"], rows, len(head))
         parts.append(f"### {_TITLES[name]}\n\n{_origin(name, result)}")
         parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n")
     return "\n".join(parts)
