@@ -64,9 +64,6 @@ _LEFT_OUT = frozenset(
         "cython",
         "av",
         "decord2",
-        "matplotlib-inline",
-        "jedi",
-        "ipython",
     }
 )
 _ALSO = (
@@ -92,7 +89,6 @@ _REMOVED = (
     "triton/backends/nvidia/bin/nvdisasm",
     "triton/backends/nvidia/bin/cuobjdump",
     "triton/backends/nvidia/lib/cupti",
-    "triton/backends/amd",
     "triton/FileCheck",
     "torch/test",
     "torch/lib/*.a",
