@@ -26,6 +26,9 @@ KEPT = Path("/var/tmp/gpu-kit")
 #: What torch finds beside itself: CUDA's libraries are those of the machine's own torch.
 _MACHINES_OWN = "nvidia"
 
+#: Python reads .pth files, which some packages need, only where it knows of a site.
+_SITE = "import os, site\n\nsite.addsitedir(os.path.dirname(os.path.abspath(__file__)))\n"
+
 
 def keep(load: Path, kept: Path) -> list[str]:
     """Take the pieces of one carried `load` over; return the loads that are still missing."""
@@ -66,6 +69,7 @@ def unpack(kept: Path, site: Path) -> list[str]:
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         done = list(pool.map(_unpack_group, [(kept, site, g, _pieces(manifest, g)) for g in whole]))
     borrow(site)
+    (site / "sitecustomize.py").write_text(_SITE)
     return done
 
 

@@ -103,6 +103,24 @@ def test_loads_come_out_as_they_went_in(loads: Path, tmp_path: Path) -> None:
         assert out.stat().st_mode == path.stat().st_mode
 
 
+def test_pth_files_hold_on_the_path_that_is_set(loads: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    for load in loads.iterdir():
+        unpack.keep(load, kept)
+    unpack.unpack(kept, kept / "site")
+    (kept / "site/inner").mkdir()
+    (kept / "site/some.pth").write_text("inner\n")
+    program = "import sys; print('\\n'.join(sys.path))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(kept / "site")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(kept / "site/inner") in done.stdout.splitlines()
+
+
 def test_a_damaged_piece_is_named(loads: Path, tmp_path: Path) -> None:
     piece = next(path for path in (loads / "load-1").iterdir() if path.name != unpack.MANIFEST)
     piece.write_bytes(piece.read_bytes()[:-1] + b"\0\0")
