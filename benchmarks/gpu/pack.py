@@ -18,12 +18,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import cubins
-from benchmarks.gpu.unpack import MANIFEST
+from benchmarks.gpu.unpack import LIBRARIES, MANIFEST
 from benchmarks.provenance import ROOT, tell
 
 FOLDER = ROOT / ".cache/gpu"
@@ -73,6 +74,12 @@ _ALSO = (
     "accelerate==1.15.0",
     "msgpack==1.2.4",
 )
+#: Of Debian: what Mooncake's engine loads, besides libcurl, which is here and has many of its own.
+_DEBIAN = (
+    *("libibverbs1", "ibverbs-providers", "librdmacm1"),
+    *("libnuma1", "libnl-3-200", "libnl-route-3-200"),
+)
+_OF_THE_SYSTEM = ("libc.", "libm.", "libdl.", "libpthread.", "libresolv.", "libgcc_s", "libstdc++")
 #: Inside packages: other GPUs' kernels, other programs, what only a compiler reads.
 _REMOVED = (
     "sgl_kernel/sm100",
@@ -135,6 +142,25 @@ def fetch(tree: Path) -> None:
     command = [str(_UV), "pip", "install", "--target", str(tree), *_TARGET, "--no-deps"]
     command += ["--only-binary", ":all:", "--link-mode", "copy", "--requirement", str(pins)]
     subprocess.run(command, check=True)
+
+
+def fetch_libraries(tree: Path) -> None:
+    """Put what Mooncake loads, and what that loads, into `tree`; of Debian's packages."""
+    folder = tree / LIBRARIES
+    folder.mkdir()
+    with tempfile.TemporaryDirectory() as work:
+        subprocess.run(["apt-get", "download", "-q", *_DEBIAN], cwd=work, check=True)
+        for package in Path(work).glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", package, work], check=True)
+        for path in Path(work).rglob("lib*.so.*"):
+            if path.is_symlink():  # its name is what others ask for
+                shutil.copy(path.resolve(), folder / path.name)
+    curl = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
+    libcurl = next(line.split()[-1] for line in curl.splitlines() if "libcurl.so.4 " in line)
+    found = subprocess.run(["ldd", libcurl], capture_output=True, text=True, check=True).stdout
+    for source in (libcurl, *(line.split()[2] for line in found.splitlines() if " => /" in line)):
+        if not Path(source).name.startswith(_OF_THE_SYSTEM):
+            shutil.copy(Path(source).resolve(), folder / Path(source).name)
 
 
 def trim(tree: Path) -> dict[str, int]:
@@ -247,6 +273,7 @@ def main() -> int:
     arguments = parser.parse_args()
     tree = FOLDER / "tree"
     fetch(tree)
+    fetch_libraries(tree)
     took = trim(tree)
     manifest = pack(tree, FOLDER, arguments.without, {"pins": requirements(), "trimmed": took})
     sizes = [sum(piece["bytes"] for piece in load) for load in manifest["loads"].values()]

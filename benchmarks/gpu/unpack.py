@@ -9,6 +9,7 @@ Every load brings the manifest. It may be called again at any point: nothing is 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import json
 import lzma
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 MANIFEST = "manifest.json"
+#: In the site: libraries of the pack's system, and those of them that this machine lacks.
+LIBRARIES, LENT = "system-libraries", "lent-libraries"
 KEPT = Path("/var/tmp/gpu-kit")
 #: What torch finds beside itself: CUDA's libraries are those of the machine's own torch.
 _MACHINES_OWN = "nvidia"
@@ -69,6 +72,7 @@ def unpack(kept: Path, site: Path) -> list[str]:
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         done = list(pool.map(_unpack_group, [(kept, site, g, _pieces(manifest, g)) for g in whole]))
     borrow(site)
+    lend(site)
     (site / "sitecustomize.py").write_text(_SITE)
     return done
 
@@ -130,6 +134,25 @@ def borrow(site: Path) -> None:
             link.symlink_to(folder)
 
 
+def lend(site: Path) -> list[str]:
+    """Link those carried system libraries that this machine has not; return their names."""
+    lacking = [path for path in sorted((site / LIBRARIES).glob("*")) if not _is_here(path.name)]
+    (site / LENT).mkdir(exist_ok=True)
+    for path in lacking:
+        link = site / LENT / path.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(path)
+    return [path.name for path in lacking]
+
+
+def _is_here(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -144,7 +167,8 @@ def main() -> int:
     if arguments.unpack:
         left = missing(arguments.kept)
         print("unpacked:", *unpack(arguments.kept, arguments.kept / "site"))
-        print(f"export PYTHONPATH={arguments.kept / 'site'}:$PWD")
+        site = arguments.kept / "site"
+        print(f"export PYTHONPATH={site}:$PWD LD_LIBRARY_PATH={site / LENT}:$LD_LIBRARY_PATH")
     print("missing:", ", ".join(left) or "nothing")
     return 0
 

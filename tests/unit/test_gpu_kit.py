@@ -121,6 +121,15 @@ def test_pth_files_hold_on_the_path_that_is_set(loads: Path, tmp_path: Path) -> 
     assert str(kept / "site/inner") in done.stdout.splitlines()
 
 
+def test_only_libraries_that_are_lacking_are_lent(tmp_path: Path) -> None:
+    (tmp_path / unpack.LIBRARIES).mkdir()
+    for name in ("libc.so.6", "libnobody.so.1"):
+        (tmp_path / unpack.LIBRARIES / name).write_bytes(b"")
+    assert unpack.lend(tmp_path) == ["libnobody.so.1"]
+    assert unpack.lend(tmp_path) == ["libnobody.so.1"]
+    assert [path.name for path in (tmp_path / unpack.LENT).iterdir()] == ["libnobody.so.1"]
+
+
 def test_a_damaged_piece_is_named(loads: Path, tmp_path: Path) -> None:
     piece = next(path for path in (loads / "load-1").iterdir() if path.name != unpack.MANIFEST)
     piece.write_bytes(piece.read_bytes()[:-1] + b"\0\0")
