@@ -384,7 +384,7 @@ def _shares(stacks: str) -> dict[str, Any]:
 
 def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure all sides; return the result."""
-    levels, rounds, tokens = (QUICK_LEVELS, 1, 16) if arguments.quick else (LEVELS, 5, 64)
+    levels, rounds, tokens = (QUICK_LEVELS, 1, 16) if arguments.quick else (LEVELS, 3, 64)
     LOGS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
         sides = stage.start(arguments.peers)
