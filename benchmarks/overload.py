@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -37,6 +38,14 @@ while time.monotonic() < until:
     time.sleep(0.02)
 print(json.dumps(took))
 """
+
+
+def _go_last() -> None:
+    os.nice(CLIENT_NICENESS)
+    os.setsid()  # where Linux shares the CPU out by session, niceness counts within one alone
+    session = Path("/proc/self/autogroup")
+    if session.exists():
+        session.write_text(str(CLIENT_NICENESS))
 
 
 def burst(url: str, count: int) -> dict[str, Any]:
@@ -67,7 +76,7 @@ def overload(arguments: argparse.Namespace) -> dict[str, Any]:
     count, bursts = (200, 2) if arguments.quick else (1000, 4)
     settings = {"MAX_INFLIGHT": "64", "DISAGG_TRANSFER_BACKEND": arguments.transfer}
     # Elsewhere the clients are on other machines: here they must not take the front's share.
-    clients = ProcessPoolExecutor(1, get_context("spawn"), os.nice, (CLIENT_NICENESS,))
+    clients = ProcessPoolExecutor(1, get_context("spawn"), _go_last)
     with clients, ServerProcess(LOGS / "overload.log", **settings) as server:
         front = psutil.Process(server.process.pid)
         runs, live_s, rss_mib = [], [], [_rss_mib(front)]

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from pd_eagle.errors import InvalidRequest, ModelNotFound, NotServing, PdEagleError, openai_error
+from pd_eagle.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -39,6 +41,8 @@ MAX_BODY_BYTES = 16 * 2**20
 # A client that still sends does not read: what is too large is read on, up to here, and dropped.
 _LARGEST_BODY_READ = 4 * MAX_BODY_BYTES
 _RETRY_AFTER_S = 1
+# About a millisecond's work, if all are refused.
+_REQUESTS_A_TURN = 4
 
 
 class OpenAI(Protocol):
@@ -163,6 +167,7 @@ def make_app(front: Front) -> Starlette:
             Route(path, _with_options(handler, method), methods=[method, "OPTIONS"])
             for path, method, handler in table
         ],
+        middleware=[Middleware(Turns, a_turn=_REQUESTS_A_TURN, at_once="/health")],
         exception_handlers={
             PdEagleError: _pd_eagle_error,
             HTTPException: _http_error,

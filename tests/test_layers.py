@@ -42,7 +42,7 @@ metrics
 tracing
 service
 generate_api openai_api
-health app
+health turns app
 front
 pd_engine
 serve
@@ -60,7 +60,7 @@ DOORS: dict[str, set[str]] = {
     "huggingface_hub": {"models"},
     "prometheus_client": {"metrics", "engine_metrics"},
     "opentelemetry": {"tracing"},
-    "starlette": {"app", "openai_api"},
+    "starlette": {"app", "turns", "openai_api"},
     # SGLang's OpenAI classes speak in these.
     "fastapi": {"openai_api"},
     "pydantic": {"openai_api"},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch._dynamo
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 # What the attention and the tree operations here can do. EAGLE3 is EAGLE with another draft.
 SPECULATIVE_ALGORITHMS = ("EAGLE", "EAGLE3")
 # On a CPU an engine's arithmetic takes what there is; whoever serves HTTP beside it goes first.
-ENGINE_NICENESS = 5
+ENGINE_NICENESS = 10
+# Linux may share the CPU out by session, then a thread's own niceness counts only within its own.
+_SESSION_NICENESS = Path("/proc/self/autogroup")
 
 
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang is untyped
@@ -95,7 +99,16 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
                 "and SGLANG_PLUGINS, which can forbid it"
             )
         torch.set_num_threads(threads())
-        os.nice(ENGINE_NICENESS)  # in Linux: of this thread, the one that calculates
+        go_last()
+
+
+def go_last() -> None:
+    """Let every other process go before this one's arithmetic."""
+    os.nice(ENGINE_NICENESS)  # in Linux: of this thread, the one that calculates
+    # Only of a session of our own, which every worker is; a peer's may hold its HTTP server too.
+    if _SESSION_NICENESS.exists() and os.getsid(0) == os.getppid():
+        with contextlib.suppress(PermissionError):  # a container may forbid it
+            _SESSION_NICENESS.write_text(str(ENGINE_NICENESS))
 
 
 def register_attention() -> None:
