@@ -65,7 +65,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("README.md", "5 GB"): _SIZE,
     ("README.md", "270 MB"): _SIZE,
     ("README.md", "512 MiB"): "the default size of an engine's KV pool: engine_args.py",
-    ("benchmarks/README.md", "2 ×"): "how many processors of a kind the machine has",
+    **{("benchmarks/gpu/README.md", f): _SIZE for f in ("900 MiB", "5 GB", "155 MiB")},
     (_CARD, "8.4 MB"): _SIZE,
     (_CARD, "70 %"): "how the training's prompts were answered: an argument's default",
     **{(_CARD, figure): _LOSS for figure in ("1.0 ×", "0.1 ×")},
@@ -128,9 +128,13 @@ def _is_raw(name: str, below: object) -> bool:
 def stands_in(figure: Figure, results: list[Value]) -> bool:
     digits = len(figure.number.partition(".")[2])
     shown, key = float(figure.number.replace(",", "")), re.compile(_KEYS[figure.unit])
-    scale = 100 if figure.unit == "%" else 1
     half = 0.5 * 10**-digits + 1e-9
-    return any(abs(one.value * scale - shown) <= half for one in results if key.search(one.path))
+
+    def fits(one: Value) -> bool:
+        is_share = figure.unit == "%" and "percent" not in one.path
+        return abs(one.value * (100 if is_share else 1) - shown) <= half
+
+    return any(fits(one) for one in results if key.search(one.path))
 
 
 def committed(document: str = "") -> list[Value]:
