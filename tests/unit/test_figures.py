@@ -132,7 +132,7 @@ def stands_in(figure: Figure, results: list[Value]) -> bool:
 
     def fits(one: Value) -> bool:
         is_share = figure.unit == "%" and "percent" not in one.path
-        return abs(one.value * (100 if is_share else 1) - shown) <= half
+        return bool(abs(one.value * (100 if is_share else 1) - shown) <= half)
 
     return any(fits(one) for one in results if key.search(one.path))
 
