@@ -59,7 +59,6 @@ _LEFT_OUT = frozenset(
         "nccl4py",
         "nvshmem4py-cu13",
         "sgl-deep-ep",
-        "sgl-flash-mla",
         "cuda-tile",
         "nvidia-cutlass-dsl-libs-cu12",
         "nixl-cu12",
