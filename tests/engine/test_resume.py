@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-FAILURES_A_POLL = 0.0003
+#: A pair polls faster the fewer cores the other half has, so a busy machine fails more transfers:
+#: rare enough for the busiest, and the quietest is asked until it failed one.
+FAILURES_A_POLL = 0.00005
+ROUNDS = 12
 STREAMS = 16
 NEW_TOKENS = 64
 PROMPTS = [f"Write {i + 3} sentences about the number {i}." for i in range(STREAMS)]
@@ -181,10 +184,11 @@ def test_nobody_notices_transfers_that_fail(
         "RETRY_LIMIT": "20",
     }
     with ServerProcess(tmp_path / "server.log", **settings) as failing:
-        answers = asyncio.run(ask_all(failing))
-        assert_undisturbed(answers, undisturbed)
-        retried = int(failing.series("pd_eagle_retries_total"))
-    assert retried > 0, "no transfer failed"
+        answers: list[Answer] = []
+        while not (retried := int(failing.series("pd_eagle_retries_total"))):
+            assert len(answers) < ROUNDS * STREAMS, "no transfer failed"
+            answers = asyncio.run(ask_all(failing))
+            assert_undisturbed(answers, undisturbed)
     longest = max(answer.pause_s for answer in answers)
     noted = f"{retried} tried again, longest pause {longest:.1f} s"
     record_property("seen", f"transfers that fail ({transfer_of(server)}): {noted}")
