@@ -8,7 +8,8 @@ sides take turns within one run: what carries over to other machines are the rat
 Counted as front, by the CPU clock of each process: ours, the server's process; SGLang's, the
 HTTP server's process, which holds its tokenizer manager; the routers', the router and both HTTP
 servers. Ours has SGLang's tokenizer manager in its workers: they are given beside it, and added up.
-Schedulers, detokenizers and the load generator are not counted.
+Schedulers, detokenizers and the load generator are not counted. `--before FOLDER` adds another
+checkout of this project as one more side: what a change brought.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 OURS, SGLANG, ROUTER, MINI_LB = "ours", "sglang", "sglang_router", "mini_lb"
 PEERS = (SGLANG, ROUTER, MINI_LB)
+BEFORE = "before"
 PROMPT = "Write down what the quick brown fox did, in one long sentence."
 START_TIMEOUT_S = 90.0
 #: Streams at once → cohorts one after another in one round.
@@ -86,22 +88,27 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self._ending.close()
 
-    def start(self, peers: list[str]) -> list[Side]:
+    def start(self, peers: list[str], before: Path | None = None) -> list[Side]:
         """Start ours and `peers`, all at once; return them when they answer."""
-        ours = self._launch("ours", ["benchmarks.scripted_sglang", "ours"], self._our_settings())
+        mine = {OURS: ROOT} | ({BEFORE: before} if before else {})
+        started = {name: self._launch_ours(name, folder) for name, folder in mine.items()}
         sides = self._peers(peers) if peers else []
-        url = self._wait_for("ours", ours, _listening)
-        self._until_ready("ours", ours, f"{url}/health/ready")
-        with urllib.request.urlopen(f"{url}/health", timeout=10) as response:
-            workers = [worker["pid"] for worker in json.load(response)["workers"]]
-        return [Side(OURS, url, self._folder / OURS, [ours.pid], workers), *sides]
+        return [*(self._ours(name, process) for name, process in started.items()), *sides]
 
-    def _our_settings(self) -> dict[str, str]:
-        return {
-            CREDITS: str(self._folder / OURS),
+    def _launch_ours(self, name: str, folder: Path) -> subprocess.Popen[bytes]:
+        settings = {
+            CREDITS: str(self._folder / name),
             "HATHORA_DEFAULT_PORT": "0",
             "MAX_INFLIGHT": str(2 * max(LEVELS)),
         }
+        return self._launch(name, ["benchmarks.scripted_sglang", "ours"], settings, folder)
+
+    def _ours(self, name: str, process: subprocess.Popen[bytes]) -> Side:
+        url = self._wait_for(name, process, _listening)
+        self._until_ready(name, process, f"{url}/health/ready")
+        with urllib.request.urlopen(f"{url}/health", timeout=10) as response:
+            workers = [worker["pid"] for worker in json.load(response)["workers"]]
+        return Side(name, url, self._folder / name, [process.pid], workers)
 
     def _peers(self, names: list[str]) -> list[Side]:
         unified, prefill, decode, bootstrap = (_free_port() for _ in range(4))
@@ -143,13 +150,13 @@ class Stage:
         return Side(name, url, self._folder / "decode", [process.pid, *own, *servers])
 
     def _launch(
-        self, name: str, module: list[str], settings: dict[str, str]
+        self, name: str, module: list[str], settings: dict[str, str], folder: Path = ROOT
     ) -> subprocess.Popen[bytes]:
         kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         with self._log(name).open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *module],
-                cwd=ROOT,
+                cwd=folder,  # its modules come first
                 env=kept | settings,
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -329,7 +336,8 @@ def _ratios(ours: list[dict[str, Any]], peer: list[dict[str, Any]]) -> dict[str,
     return {
         name: round(
             statistics.median(
-                cost(mine, whole=whole) / cost(theirs, whole=True)
+                # A peer's tokenizer manager is in its front; another checkout's is not.
+                cost(mine, whole=whole) / cost(theirs, whole=whole or theirs["side"] != BEFORE)
                 for mine, theirs in zip(ours, peer, strict=True)
             ),
             3,
@@ -385,9 +393,11 @@ def _shares(stacks: str) -> dict[str, Any]:
 def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure all sides; return the result."""
     levels, rounds, tokens = (QUICK_LEVELS, 1, 16) if arguments.quick else (LEVELS, 3, 64)
+    if arguments.levels:
+        levels = {streams: LEVELS[streams] for streams in arguments.levels}
     LOGS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
-        sides = stage.start(arguments.peers)
+        sides = stage.start(arguments.peers, arguments.before)
         tell(f"all answer: {', '.join(side.name for side in sides)}")
         rows = list(measure(sides, levels, arguments.rounds or rounds, tokens))
         profiled = None if arguments.quick else profile(sides[0], PROFILE_S, tokens)
@@ -407,6 +417,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a smoke run; not kept")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, help="rounds a level")
+    parser.add_argument("--levels", nargs="*", type=int, choices=LEVELS, help="streams at once")
+    parser.add_argument("--before", type=Path, help="another checkout, to compare with")
     arguments = parser.parse_args(argv)
     return conclude("front", bench(arguments), arguments)
 

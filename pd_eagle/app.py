@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from pd_eagle.health import Health
 
@@ -110,10 +110,10 @@ class EventStream(StreamingResponse):
         async with aclosing(self._events):
             first = await anext(self._events)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await self._send(send, first)
+            await send(_piece(first))
             try:
                 async for event in self._events:
-                    await self._send(send, event)
+                    await send(_piece(event))
             except PdEagleError as error:
                 await self._send_error(send, error)
             except Exception as error:
@@ -123,10 +123,11 @@ class EventStream(StreamingResponse):
 
     async def _send_error(self, send: Send, error: PdEagleError) -> None:
         body = orjson.dumps(error.as_openai()).decode()
-        await self._send(send, f"data: {body}\n\ndata: [DONE]\n\n")
+        await send(_piece(f"data: {body}\n\ndata: [DONE]\n\n"))
 
-    async def _send(self, send: Send, event: str) -> None:
-        await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+
+def _piece(event: str) -> Message:
+    return {"type": "http.response.body", "body": event.encode(), "more_body": True}
 
 
 async def receive_disconnect(receive: Receive) -> None:

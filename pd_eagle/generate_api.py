@@ -112,7 +112,10 @@ class GenerateApi:
         """
         parts = await self._parts(obj, _timeout_s(raw_request))
         if obj.stream:
-            async with aclosing(self._stream_all(parts)) as results:
+            one = len(parts) == 1
+            async with aclosing(
+                self._stream_one(parts[0]) if one else self._stream_all(parts)
+            ) as results:
                 async for result in results:
                     yield result
         else:
@@ -165,11 +168,6 @@ class GenerateApi:
         return result
 
     async def _stream_all(self, parts: list[_Part]) -> AsyncGenerator[dict[str, Any], None]:
-        if len(parts) == 1:
-            async with aclosing(self._stream_one(parts[0])) as results:
-                async for result in results:
-                    yield result
-            return
         queue: asyncio.Queue[dict[str, Any] | BaseException | None] = asyncio.Queue()
         tasks = [asyncio.create_task(self._pump(queue, part)) for part in parts]
         try:

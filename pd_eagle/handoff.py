@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,20 +28,23 @@ _PROMPT_LOGPROBS = ("input_token_logprobs", "input_top_logprobs", "input_token_i
 class Mailbox:
     """Events from two writers to one reader. Bounded by the tokens of one request."""
 
+    # A future of its own, not an `asyncio.Event`: this is done for every token.
     def __init__(self) -> None:
-        self._events: deque[tuple[str, Event]] = deque()
-        self._filled = asyncio.Event()
+        self._events: list[tuple[str, Event]] = []
+        self._loop = asyncio.get_running_loop()
+        self._reader: asyncio.Future[None] | None = None
 
     def put(self, half: str, event: Event) -> None:
         self._events.append((half, event))
-        self._filled.set()
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     async def take(self) -> list[tuple[str, Event]]:
         """Return all events that have come, in order; waits for the first."""
-        await self._filled.wait()
-        self._filled.clear()
-        taken = list(self._events)
-        self._events.clear()
+        if not self._events:
+            self._reader = self._loop.create_future()
+            await self._reader
+        taken, self._events = self._events, []
         return taken
 
 
@@ -79,7 +81,8 @@ async def run(
         pair.decode.submit(submit, lambda event: mailbox.put("decode", event))
         while True:
             for half, event in await mailbox.take():
-                phases.note(half, event)
+                if not phases.over:
+                    phases.note(half, event)
                 if isinstance(event, Failed):
                     if half == "prefill" and prompt.begun:
                         continue  # decode has the KV: it goes on without prefill
@@ -112,15 +115,15 @@ class _Phases:
         self._on_phase = on_phase
         self._last = time.monotonic()
         self._prefilling = in_pd
-        self._begun = False
+        self.over = False
 
     def note(self, half: str, event: Event) -> None:
-        if self._begun or not isinstance(event, Delta):
+        if not isinstance(event, Delta):
             return
         if half == "decode":
             # Its socket may be read before prefill's: then prefill was over by now.
             self._end_prefill()
-            self._begun = True
+            self.over = True
             self._end("first_delta")
         elif event.finished:
             self._end_prefill()
@@ -153,6 +156,8 @@ class _PromptLogprobs:
             }
 
     def hold(self, delta: Delta) -> list[Delta]:
+        if self.known and self.begun and not self._entries:
+            return [delta]  # the usual: nothing was held, nothing is added
         self._held.append(delta)
         return self.release() if self.known else []
 

@@ -108,6 +108,9 @@ class OpenAIApi:
         """
         serving = self._serving[endpoint]
         adapted, processed = await self._convert(serving, request, http)
+        # SGLang (0.5.23) reads them for every chunk, and where pydantic keeps them they are found
+        # last, by a slow way: a tenth of a chunk's cost.
+        vars(processed).update(processed.__pydantic_private__ or {})
         make = "_generate_chat_stream" if endpoint == "chat" else "_generate_completion_stream"
         events: AsyncGenerator[str, None] = getattr(serving, make)(adapted, processed, http)
         return events

@@ -6,6 +6,7 @@ or workers.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -50,8 +51,10 @@ class Progress:
         self._request = request
         self._decode = decode
         self._ids: list[int] = []
-        self._text = ""
-        self._ends: list[tuple[int, int]] = [(0, 0)]  # after each delta: tokens, characters
+        self._texts: list[str] = []
+        self._characters = 0
+        # After each of the last deltas: tokens, characters.
+        self._ends = deque([(0, 0)], maxlen=_CONTEXT_TOKENS + 1)
         self._kept = (0, 0)  # of those, what the current attempt was given as its prompt
         self._skip = (0, 0)  # what it will say again, though the client has it
         self._prompt_meta: dict[str, Any] = {}
@@ -64,7 +67,7 @@ class Progress:
     def next_attempt(self, rid: str) -> Request:
         """Return what another pair must be asked for, under a rid of its own."""
         self._kept = kept, kept_chars = self._last_clean_end()
-        self._skip = (len(self._ids) - kept, len(self._text) - kept_chars)
+        self._skip = (len(self._ids) - kept, self._characters - kept_chars)
         if not kept:
             return msgspec.structs.replace(self._request, rid=rid)
         params = dict(self._request.sampling_params)
@@ -96,15 +99,17 @@ class Progress:
 
     def add(self, delta: Delta) -> Delta | None:
         """Return `delta` as a part of the whole answer, None if the client has all of it."""
-        seen = self._without_repetition(delta) if self._kept[0] or any(self._skip) else delta
-        seen = self._stopped_at_seam(seen)
+        seen = delta
+        if self._kept[0] or any(self._skip):
+            seen = self._stopped_at_seam(self._without_repetition(delta))
         meta = self._whole_meta(seen.meta)
         self._ids += seen.output_ids
-        self._text += seen.text
-        self._ends = [*self._ends[-_CONTEXT_TOKENS:], (len(self._ids), len(self._text))]
+        self._texts.append(seen.text)
+        self._characters += len(seen.text)
+        self._ends.append((len(self._ids), self._characters))
         if not (seen.output_ids or seen.text or seen.finished):
             return None
-        return msgspec.structs.replace(seen, meta=meta)
+        return seen if meta is seen.meta else msgspec.structs.replace(seen, meta=meta)
 
     def _without_repetition(self, delta: Delta) -> Delta:
         ids, chars = self._skip
@@ -127,17 +132,18 @@ class Progress:
         seam = self._kept[1]
         if not self._kept[0]:
             return delta
-        after = self._text[seam:] + delta.text
+        text = "".join(self._texts)
+        after = text[seam:] + delta.text
         for stop in self._stops():
-            reach = self._text[max(seam - len(stop) + 1, 0) : seam]
+            reach = text[max(seam - len(stop) + 1, 0) : seam]
             found = (reach + after[: len(stop) - 1]).find(stop)
             if found < 0:
                 continue
             end = seam - len(reach) + found + len(stop)
             trimmed = not self._request.sampling_params.get("no_stop_trim")
-            text = "" if trimmed else delta.text[: max(end - len(self._text), 0)]
+            last = "" if trimmed else delta.text[: max(end - len(text), 0)]
             meta = delta.meta | {"finish_reason": {"type": "stop", "matched": stop}}
-            return Delta(delta.rid, text, delta.output_ids, meta, True)
+            return Delta(delta.rid, last, delta.output_ids, meta, True)
         return delta
 
     def _stops(self) -> list[str]:
