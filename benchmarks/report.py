@@ -162,8 +162,9 @@ def serving(result: Result) -> str:
     names = ("ready_s", "private_mib", "shared_out_mib")
     systems = [[row["system"], *(row[n] for n in names)] for row in found["systems"]]
     figures = [f"{what}_{part}_ms" for what in ("ttft", "itl", "e2e") for part in ("p50", "p99")]
-    measured = ["requests_per_s", "tokens_per_s", "cpu_s_per_1000_tokens", *figures]
-    rows = [[r["system"], r["rate"], *(r[n] for n in measured)] for r in found["table"]]
+    measured = ["requests_per_s", "tokens_per_s", "cpu_s_per_1000_tokens"]
+    measured += ["prefill_forward_ms", *figures]
+    rows = [[r["system"], r["rate"], *(r.get(n) or "" for n in measured)] for r in found["table"]]
     compared = [[*list(row.values())[:-1], met(row)] for row in found["ratios"]]
     low, high = found["prompt_tokens"]
     least, most = found["new_tokens"]
@@ -180,7 +181,9 @@ def serving(result: Result) -> str:
             rows,
         ),
         "pd_eagle with PD against SGLang's servers behind its router; requests/s with all requests "
-        "at once, TTFT at the lowest rate:\n",
+        "at once, TTFT at each rate. prefill_forward is the mean of the engine's own forward pass, "
+        "where the system's `/metrics` tell it: the same arithmetic in all of them, and at low "
+        "rates most of the TTFT.\n",
         table(["figure", "pd_eagle", "router", "ratio", "wanted", "met"], compared),
     ]
     not_started = [f"Not started: {name}: {why}\n" for name, why in found["not_started"].items()]
