@@ -8,45 +8,31 @@ sides take turns within one run: what carries over to other machines are the rat
 Counted as front, by the CPU clock of each process: ours, the server's process; SGLang's, the
 HTTP server's process, which holds its tokenizer manager; the routers', the router and both HTTP
 servers. Ours has SGLang's tokenizer manager in its workers: they are given beside it, and added up.
-Schedulers, detokenizers and the load generator are not counted. `--before FOLDER` adds another
-checkout of this project as one more side: what a change brought.
+Schedulers, detokenizers and the load generator are not counted. `--before COMMIT` adds this
+project at another commit as one more side: what a change brought.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import re
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
-from benchmarks.asking import CHAT, chat_body, percentiles
+from benchmarks.asking import percentiles
+from benchmarks.front_sides import BEFORE, OURS, PEERS, PROMPT, Side, Stage
 from benchmarks.provenance import LOGS, ROOT, conclude, tell
-from benchmarks.scripted_sglang import CREDITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-OURS, SGLANG, ROUTER, MINI_LB = "ours", "sglang", "sglang_router", "mini_lb"
-PEERS = (SGLANG, ROUTER, MINI_LB)
-BEFORE = "before"
-PROMPT = "Write down what the quick brown fox did, in one long sentence."
-START_TIMEOUT_S = 90.0
 #: Streams at once → cohorts one after another in one round.
 LEVELS = {1: 8, 16: 8, 128: 2, 1000: 1}
 QUICK_LEVELS = {1: 1, 16: 2, 128: 1}
@@ -55,170 +41,10 @@ PROFILE_STREAMS, PROFILE_S = 128, 8
 FLAT_WITHIN = 1.3
 
 
-@dataclass(slots=True)
-class Side:
-    """One way to serve: where, and which processes stand between client and engine."""
-
-    name: str
-    url: str
-    credits: Path
-    front: list[int]
-    workers: list[int] = field(default_factory=list)
-
-
 def cpu_s(pids: list[int]) -> float:
     """Return the CPU time that these processes have used, all their threads, to the nanosecond."""
     # The kernel's id of a process's CPU clock, as clock_getcpuclockid(3) makes it.
     return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
-
-
-# --- starting the sides
-
-
-class Stage:
-    """Starts all sides and ends them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._ending = contextlib.ExitStack()
-
-    def __enter__(self) -> Stage:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ending.close()
-
-    def start(self, peers: list[str], before: Path | None = None) -> list[Side]:
-        """Start ours and `peers`, all at once; return them when they answer."""
-        mine = {OURS: ROOT} | ({BEFORE: before} if before else {})
-        started = {name: self._launch_ours(name, folder) for name, folder in mine.items()}
-        sides = self._peers(peers) if peers else []
-        return [*(self._ours(name, process) for name, process in started.items()), *sides]
-
-    def _launch_ours(self, name: str, folder: Path) -> subprocess.Popen[bytes]:
-        settings = {
-            CREDITS: str(self._folder / name),
-            "HATHORA_DEFAULT_PORT": "0",
-            "MAX_INFLIGHT": str(2 * max(LEVELS)),
-        }
-        return self._launch(name, ["benchmarks.scripted_sglang", "ours"], settings, folder)
-
-    def _ours(self, name: str, process: subprocess.Popen[bytes]) -> Side:
-        url = self._wait_for(name, process, _listening)
-        self._until_ready(name, process, f"{url}/health/ready")
-        with urllib.request.urlopen(f"{url}/health", timeout=10) as response:
-            workers = [worker["pid"] for worker in json.load(response)["workers"]]
-        return Side(name, url, self._folder / name, [process.pid], workers)
-
-    def _peers(self, names: list[str]) -> list[Side]:
-        unified, prefill, decode, bootstrap = (_free_port() for _ in range(4))
-        entries: list[dict[str, Any]] = [{"port": unified, "credits": str(self._folder / SGLANG)}]
-        if names != [SGLANG]:
-            shared = {"disaggregation_transfer_backend": "nixl"}
-            backup = {"disaggregation_decode_retraction_backup": "cpu_tensor"}
-            at = {"disaggregation_bootstrap_port": bootstrap}
-            entries += [
-                {"port": port, "credits": str(self._folder / role), "disaggregation_mode": role}
-                | shared
-                | more
-                for role, port, more in (("prefill", prefill, at), ("decode", decode, backup))
-            ]
-        process = self._launch(
-            "peers", ["benchmarks.scripted_sglang", "peers", json.dumps(entries)], {}
-        )
-        pids = json.loads(self._wait_for("peers", process, _pids))
-        for entry in entries:
-            self._until_ready("peers", process, f"http://127.0.0.1:{entry['port']}/health")
-        sides = [Side(SGLANG, f"http://127.0.0.1:{unified}", self._folder / SGLANG, pids[:1])]
-        behind = (name for name in names if name != SGLANG)
-        return sides + [self._router(n, prefill, bootstrap, decode, pids[1:]) for n in behind]
-
-    def _router(
-        self, name: str, prefill: int, bootstrap: int, decode: int, servers: list[int]
-    ) -> Side:
-        port = _free_port()
-        command = ["sglang_router.launch_router", "--pd-disaggregation", "--host", "127.0.0.1"]
-        command += ["--prefill", f"http://127.0.0.1:{prefill}", str(bootstrap)]
-        command += ["--decode", f"http://127.0.0.1:{decode}", "--port", str(port)]
-        command += ["--prometheus-port", str(_free_port())]
-        command += ["--mini-lb"] if name == MINI_LB else []
-        process = self._launch(name, command, {})
-        url = f"http://127.0.0.1:{port}"
-        self._until_ready(name, process, f"{url}/health")
-        self._until_ready(name, process, f"{url}{CHAT}", chat_body(PROMPT, 4, stream=False))
-        own = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-        return Side(name, url, self._folder / "decode", [process.pid, *own, *servers])
-
-    def _launch(
-        self, name: str, module: list[str], settings: dict[str, str], folder: Path = ROOT
-    ) -> subprocess.Popen[bytes]:
-        kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-        with self._log(name).open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *module],
-                cwd=folder,  # its modules come first
-                env=kept | settings,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._ending.callback(_end, process)
-        return process
-
-    def _log(self, name: str) -> Path:
-        return LOGS / f"front_{name}.log"
-
-    def _wait_for(self, name: str, process: subprocess.Popen[bytes], find: Any) -> Any:
-        until = time.monotonic() + START_TIMEOUT_S
-        while (found := find(self._log(name).read_text())) is None:
-            if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"{name} did not start:\n{self._log(name).read_text()[-3000:]}")
-            time.sleep(0.05)
-        return found
-
-    def _until_ready(
-        self, name: str, process: subprocess.Popen[bytes], url: str, body: Any = None
-    ) -> None:
-        self._wait_for(name, process, lambda _: _answers(url, body))
-
-
-def _listening(log: str) -> str | None:
-    lines = [line for line in log.splitlines() if "listening on http" in line]
-    return lines[0].partition("listening on ")[2].partition(",")[0] if lines else None
-
-
-def _pids(log: str) -> str | None:
-    return next((line for line in log.splitlines() if re.fullmatch(r"\[[\d, ]+\]", line)), None)
-
-
-def _answers(url: str, body: Any = None) -> bool | None:
-    data = None if body is None else json.dumps(body).encode()
-    asked = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(asked, timeout=5) as response:
-            return response.status == 200 or None
-    except OSError:
-        return None
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
-    process.wait()
-    assert process.stdin is not None
-    process.stdin.close()
 
 
 # --- measuring
@@ -403,6 +229,7 @@ def bench(arguments: argparse.Namespace) -> dict[str, Any]:
         profiled = None if arguments.quick else profile(sides[0], PROFILE_S, tokens)
     wrong = [row for row in rows if row["front_us_per_token"] <= 0 or row["tokens_per_s"] <= 0]
     return {
+        "before": arguments.before,
         "counted": (__doc__ or "").partition("Counted as front")[2].rstrip(),
         "tokens_a_stream": tokens,
         "summary": summarize(rows),
@@ -418,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, help="rounds a level")
     parser.add_argument("--levels", nargs="*", type=int, choices=LEVELS, help="streams at once")
-    parser.add_argument("--before", type=Path, help="another checkout, to compare with")
+    parser.add_argument("--before", help="a commit of this project, to compare with")
     arguments = parser.parse_args(argv)
     return conclude("front", bench(arguments), arguments)
 

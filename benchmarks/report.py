@@ -250,6 +250,8 @@ def front(result: Result) -> str:
     head += ["token after, ms (median)", "tokens/s"]
     said = f"Counted as front{result['counted']}".replace("\n", " ")
     page = table([*head, "ours to this", "ours with its workers to this"], rows) + f"\n{said}\n"
+    if commit := result.get("before"):
+        page += f"\n`before` is this project at commit {commit}.\n"
     if flat := found.get("flat"):
         page += (
             f"\nA token of ours at {flat['streams'][1]} streams costs {flat['ratio']} times one at "

@@ -47,6 +47,17 @@ class Host:
     def device(self) -> str:
         return "cpu" if self.dry_run else "cuda"
 
+    @property
+    def exact(self) -> dict[str, object]:
+        """Return engine arguments with which a token does not depend on the batch's shape.
+
+        float32 is enough on a CPU; on CUDA SGLang (0.5.23) has no norm for it, but kernels that
+        calculate each token alike.
+        """
+        if self.dry_run:
+            return {"dtype": "float32"}
+        return {"dtype": "bfloat16", "enable_deterministic_inference": True}
+
     def settings(self, dtype: str | None = None, **engine_args: object) -> dict[str, Any]:
         """Return the settings that every engine of this run has."""
         args: dict[str, object] = dict(engine_args)

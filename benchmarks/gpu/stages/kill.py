@@ -40,7 +40,8 @@ def run(host: Host, journal: Journal) -> None:
 def _strike(host: Host, settings: dict[str, Any], victims: list[str]) -> Found:
     streams, new_tokens = (4, 24) if host.dry_run else (16, 400)
     asked = prompts(streams)
-    with host.start("float32", **host.embedded(), **settings) as engine:
+    chosen = host.embedded() | settings | {"engine_args": host.exact}
+    with host.start(**chosen) as engine:
         ask(engine, asked[:2], 2, 8)
         whole = asyncio.run(_load(engine, asked, new_tokens, None))
         return {
