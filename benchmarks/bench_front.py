@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 #: Streams at once → cohorts one after another in one round.
 LEVELS = {1: 8, 16: 8, 128: 2, 1000: 1}
 QUICK_LEVELS = {1: 1, 16: 2, 128: 1}
-PROFILE_STREAMS, PROFILE_S = 128, 8
+PROFILED, PROFILE_S = (16, 128, 1000), 8
 #: No more than this times the cost at 16 streams may a token cost at 1,000.
 FLAT_WITHIN = 1.3
 
@@ -175,24 +175,37 @@ def _ratios(ours: list[dict[str, Any]], peer: list[dict[str, Any]]) -> dict[str,
 # --- where ours spends it
 
 
-def profile(side: Side, seconds: int, tokens: int) -> dict[str, Any]:
-    """Return the functions in which ours spends its time, by samples of py-spy."""
+def profile(side: Side, streams: int, seconds: int, tokens: int) -> dict[str, Any]:
+    """Return the functions in which ours spends its time, by samples of py-spy.
+
+    Only who holds Python's lock is sampled: threads that wait are not.
+    """
     spy = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if spy is None:
         return {"left_out": "py-spy is not installed"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "profile"
-        command = [spy, "record", "-p", str(side.front[0]), "-d", str(seconds), "-r", "250"]
+        command = [
+            spy,
+            "record",
+            "-p",
+            str(side.front[0]),
+            "-d",
+            str(seconds),
+            "-r",
+            "250",
+            "--gil",
+        ]
         recording = subprocess.Popen(
             [*command, "--format", "raw", "-o", str(path)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         while recording.poll() is None:
-            cohort(side, PROFILE_STREAMS, tokens)
+            cohort(side, streams, tokens)
         if recording.returncode or not path.exists():
             return {"left_out": f"py-spy ended with {recording.returncode}"}
-        return _shares(path.read_text())
+        return {"streams": streams} | _shares(path.read_text())
 
 
 def _shares(stacks: str) -> dict[str, Any]:
@@ -209,7 +222,6 @@ def _shares(stacks: str) -> dict[str, Any]:
         return {name: round(n / samples_in_all, 3) for name, n in counted.most_common(count)}
 
     return {
-        "streams": PROFILE_STREAMS,
         "samples": samples_in_all,
         "own_share": top(own, 20),
         "share_with_callees": top(with_callees, 40),
@@ -226,7 +238,8 @@ def bench(arguments: argparse.Namespace) -> dict[str, Any]:
         sides = stage.start(arguments.peers, arguments.before)
         tell(f"all answer: {', '.join(side.name for side in sides)}")
         rows = list(measure(sides, levels, arguments.rounds or rounds, tokens))
-        profiled = None if arguments.quick else profile(sides[0], PROFILE_S, tokens)
+        of = [] if arguments.quick else [streams for streams in PROFILED if streams in levels]
+        profiled = [profile(sides[0], streams, PROFILE_S, tokens) for streams in of]
     wrong = [row for row in rows if row["front_us_per_token"] <= 0 or row["tokens_per_s"] <= 0]
     return {
         "before": arguments.before,

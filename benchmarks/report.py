@@ -22,6 +22,7 @@ Result = dict[str, Any]
 PAGE = ROOT / "benchmarks/README.md"
 HTML = ROOT / "benchmarks/index.html"
 PLOTS = ROOT / "benchmarks/plots"
+_PROFILED_FUNCTIONS = 16
 
 HEAD = """# Measurements
 
@@ -238,6 +239,24 @@ def metrics_cost(result: Result) -> str:
     )
 
 
+def _profile(result: Result) -> str:
+    costs = {
+        one["streams"]: one["own_us_per_token"]
+        for one in result["profile"]
+        if "own_us_per_token" in one
+    }
+    if not costs:
+        return ""
+    most = costs[max(costs)]
+    rows = [
+        [f"`{name}`", *(costs[streams].get(name, "") for streams in costs)]
+        for name in list(most)[:_PROFILED_FUNCTIONS]
+    ]
+    head = ["in this function alone", *(f"µs a token at {streams} streams" for streams in costs)]
+    said = "Where ours spends it: the share of py-spy's samples, of what its front costs.\n\n"
+    return f"\n{said}" + table(head, rows)
+
+
 def front(result: Result) -> str:
     found = result["summary"]
     names = ("front_us_per_token", "workers_us_per_token", "token_ms_p50", "tokens_per_s")
@@ -250,6 +269,7 @@ def front(result: Result) -> str:
     head += ["token after, ms (median)", "tokens/s"]
     said = f"Counted as front{result['counted']}".replace("\n", " ")
     page = table([*head, "ours to this", "ours with its workers to this"], rows) + f"\n{said}\n"
+    page += _profile(result)
     if commit := result.get("before"):
         page += f"\n`before` is this project at commit {commit}.\n"
     if flat := found.get("flat"):
