@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -175,9 +176,10 @@ def _ratios(ours: list[dict[str, Any]], peer: list[dict[str, Any]]) -> dict[str,
 # --- where ours spends it
 
 
-def profile(side: Side, streams: int, seconds: int, tokens: int) -> dict[str, Any]:
+def profile(side: Side, row: dict[str, Any], seconds: int, tokens: int) -> dict[str, Any]:
     """Return the functions in which ours spends its time, by samples of py-spy.
 
+    `row` is what was measured: as many streams run, and its cost is what is divided up.
     Only who holds Python's lock is sampled: threads that wait are not.
     """
     spy = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
@@ -185,45 +187,37 @@ def profile(side: Side, streams: int, seconds: int, tokens: int) -> dict[str, An
         return {"left_out": "py-spy is not installed"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "profile"
-        command = [
-            spy,
-            "record",
-            "-p",
-            str(side.front[0]),
-            "-d",
-            str(seconds),
-            "-r",
-            "250",
-            "--gil",
-        ]
+        sampled = ["-p", str(side.front[0]), "-d", str(seconds), "-r", "250", "--gil"]
         recording = subprocess.Popen(
-            [*command, "--format", "raw", "-o", str(path)],
+            [spy, "record", *sampled, "--format", "raw", "-o", str(path)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         while recording.poll() is None:
-            cohort(side, streams, tokens)
+            cohort(side, row["streams"], tokens)
         if recording.returncode or not path.exists():
             return {"left_out": f"py-spy ended with {recording.returncode}"}
-        return {"streams": streams} | _shares(path.read_text())
+        return {"streams": row["streams"]} | _shares(path.read_text(), row["front_us_per_token"])
 
 
-def _shares(stacks: str) -> dict[str, Any]:
+def _shares(stacks: str, us_per_token: float) -> dict[str, Any]:
     own: Counter[str] = Counter()
     with_callees: Counter[str] = Counter()
     for line in stacks.splitlines():
         stack, _, samples = line.rpartition(" ")
-        frames = [frame.rpartition(":")[0] or frame for frame in stack.split(";")]
+        # "function (file:line)": lines do not matter.
+        frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
         own[frames[-1]] += int(samples)
         with_callees.update(dict.fromkeys(frames, int(samples)))
     samples_in_all = sum(own.values())
 
-    def top(counted: Counter[str], count: int) -> dict[str, float]:
-        return {name: round(n / samples_in_all, 3) for name, n in counted.most_common(count)}
+    def top(counted: Counter[str], count: int, whole: float = 1.0) -> dict[str, float]:
+        share = whole / samples_in_all
+        return {name: round(n * share, 3) for name, n in counted.most_common(count)}
 
     return {
         "samples": samples_in_all,
-        "own_share": top(own, 20),
+        "own_us_per_token": top(own, 40, us_per_token),
         "share_with_callees": top(with_callees, 40),
     }
 
@@ -238,14 +232,18 @@ def bench(arguments: argparse.Namespace) -> dict[str, Any]:
         sides = stage.start(arguments.peers, arguments.before)
         tell(f"all answer: {', '.join(side.name for side in sides)}")
         rows = list(measure(sides, levels, arguments.rounds or rounds, tokens))
-        of = [] if arguments.quick else [streams for streams in PROFILED if streams in levels]
-        profiled = [profile(sides[0], streams, PROFILE_S, tokens) for streams in of]
+        summary = summarize(rows)
+        profiled = [
+            profile(sides[0], row, PROFILE_S, tokens)
+            for row in summary["table"]
+            if row["side"] == OURS and row["streams"] in PROFILED and not arguments.quick
+        ]
     wrong = [row for row in rows if row["front_us_per_token"] <= 0 or row["tokens_per_s"] <= 0]
     return {
         "before": arguments.before,
         "counted": (__doc__ or "").partition("Counted as front")[2].rstrip(),
         "tokens_a_stream": tokens,
-        "summary": summarize(rows),
+        "summary": summary,
         "rounds": rows,
         "profile": profiled,
         "wrong": len(wrong),
