@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -25,6 +24,7 @@ import psutil
 from benchmarks.asking import CHAT, chat_body
 from benchmarks.provenance import LOGS, ROOT
 from benchmarks.scripted_sglang import CREDITS
+from benchmarks.systems import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +97,7 @@ class Stage:
         return Side(name, url, self._folder / name, [process.pid], workers)
 
     def _peers(self, names: list[str]) -> list[Side]:
-        unified, prefill, decode, bootstrap = (_free_port() for _ in range(4))
+        unified, prefill, decode, bootstrap = free_ports(4)
         entries: list[dict[str, Any]] = [{"port": unified, "credits": str(self._folder / SGLANG)}]
         if names != [SGLANG]:
             shared = {"disaggregation_transfer_backend": "nixl"}
@@ -122,11 +122,11 @@ class Stage:
     def _router(
         self, name: str, prefill: int, bootstrap: int, decode: int, servers: list[int]
     ) -> Side:
-        port = _free_port()
+        port, metrics = free_ports(2)
         command = ["sglang_router.launch_router", "--pd-disaggregation", "--host", "127.0.0.1"]
         command += ["--prefill", f"http://127.0.0.1:{prefill}", str(bootstrap)]
         command += ["--decode", f"http://127.0.0.1:{decode}", "--port", str(port)]
-        command += ["--prometheus-port", str(_free_port())]
+        command += ["--prometheus-port", str(metrics)]
         command += ["--mini-lb"] if name == MINI_LB else []
         process = self._launch(name, command, {})
         url = f"http://127.0.0.1:{port}"
@@ -186,13 +186,6 @@ def _answers(url: str, body: Any = None) -> bool | None:
             return response.status == 200 or None
     except OSError:
         return None
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

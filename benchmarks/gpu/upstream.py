@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import urllib.request
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
+from benchmarks.systems import free_ports
 from pd_eagle import cpu
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class SGLangPair:
 
     def __enter__(self) -> str:
         with ExitStack() as starting:
-            prefill, decode, router, bootstrap = (_free_port() for _ in range(4))
+            prefill, decode, router, bootstrap, metrics = free_ports(5)
             ports = [("prefill", prefill, bootstrap, 0), ("decode", decode, None, 1)]
             servers = []
             for role, port, bootstrap_port, gpu in ports:
@@ -54,7 +54,7 @@ class SGLangPair:
                 servers.append(starting.enter_context(server))
             for server in servers:
                 server.wait_until_healthy()
-            command = _router(router, prefill, bootstrap, decode)
+            command = _router(router, metrics, prefill, bootstrap, decode)
             routing = self._process("router", command, dict(os.environ), router)
             starting.enter_context(routing).wait_until_healthy()
             self._stack = starting.pop_all()
@@ -134,21 +134,14 @@ def _options(args: dict[str, object]) -> list[str]:
     return words
 
 
-def _router(port: int, prefill: int, bootstrap: int, decode: int) -> list[str]:
+def _router(port: int, metrics: int, prefill: int, bootstrap: int, decode: int) -> list[str]:
     here = "http://127.0.0.1"
     return [
         *(sys.executable, "-m", "sglang_router.launch_router", "--pd-disaggregation"),
-        *("--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(_free_port())),
+        *("--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics)),
         *("--prefill", f"{here}:{prefill}", str(bootstrap), "--decode", f"{here}:{decode}"),
         *("--policy", "round_robin"),
     ]
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def _healthy(port: int) -> bool:
