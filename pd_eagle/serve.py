@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SWITCH_INTERVAL_S = 0.0005
-# Of the three generations; Python's own are 700, 10, 10.
-_GC_THRESHOLDS = (10_000, 20, 20)
 EXIT_OK, EXIT_SETTINGS, EXIT_START, EXIT_CUT_OFF = 0, 2, 3, 4
 
 
@@ -133,13 +131,10 @@ def _let_the_loop_go_first() -> None:
 def _settle_heap() -> None:
     """Keep the collector out of what SGLang's imports have made: it all stays until the end.
 
-    A full collection of it holds the loop for a tenth of a second and more. What comes later is
-    collected less often: each time, every open stream is visited, and what requests leave has no
-    cycles to speak of.
+    A full collection of it holds the loop for a tenth of a second and more.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 class _Server:
