@@ -1,4 +1,4 @@
-"""Real engines, shared by as many tests as can share them: a start costs seconds."""
+"""Real engines, shared by the tests of a module: a start costs seconds, and an engine gigabytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(ENGINE_TEST_TIMEOUT_S))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """The embedded model, 1 prefill and 1 decode worker, all settings at their defaults."""
     with ServerProcess(tmp_path_factory.mktemp("server") / "server.log") as running:

@@ -36,11 +36,19 @@ class ServerProcess:
                 stdout=log,
                 stderr=log,
             )
-        self.wait_until(lambda: self._find_url() or None, "listening")
-        self.wait_until(lambda: self.get("/health/ready")[0] == 200 or None, "ready")
+        try:
+            self.wait_until(lambda: self._find_url() or None, "listening")
+            self.wait_until(lambda: self.get("/health/ready")[0] == 200 or None, "ready")
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the server and its engines; does nothing where it has ended."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -82,7 +90,7 @@ class ServerProcess:
         except HTTPError as error:
             with error:
                 return error.code, _decoded(error.read())
-        except (URLError, ConnectionError):
+        except (URLError, ConnectionError, TimeoutError):
             return 0, None
 
     def series(self, name: str) -> float:

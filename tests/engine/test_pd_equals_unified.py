@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from pd_eagle import PDEngine
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 NEW_TOKENS = 16
 AT_A_TIME = 8
@@ -49,10 +46,10 @@ async def answers(engine: PDEngine) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def unified() -> Iterator[list[list[int]]]:
+def unified() -> list[list[int]]:
     with PDEngine(pd_mode="off", engine_args={"dtype": "float32"}) as engine:
         assert [worker.role for worker in engine.plan.workers] == ["unified"]
-        yield asyncio.run(answers(engine))
+        return asyncio.run(answers(engine))
 
 
 SPLITS: dict[str, dict[str, Any]] = {
