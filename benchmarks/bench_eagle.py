@@ -176,7 +176,7 @@ def rounding(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with start(model, "unified", DEFAULT_TREE, "bfloat16") as engine:
         for batch in BATCHES:
             others[DEFAULT_TREE, batch] = ask(engine, model.prompts, batch, new_tokens)
-    gaps = [_gaps(meta) for meta in reference.meta]
+    gaps = [gaps_of(meta) for meta in reference.meta]
     for (tree, batch), answers in others.items():
         run = _run(model.name, "unified", tree, batch, answers, reference)
         places = run["first_differences"]
@@ -202,7 +202,7 @@ def rounding(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"summary": summary, "runs": runs, "wrong": 0}
 
 
-def _gaps(meta: dict[str, Any]) -> list[float]:
+def gaps_of(meta: dict[str, Any]) -> list[float]:
     """Return for each token how much likelier the best was than the second (nats)."""
     return [best[0] - second[0] for best, second in meta["output_top_logprobs"]]
 

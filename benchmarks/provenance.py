@@ -48,7 +48,12 @@ def _cpu() -> str:
 
 
 def _commit() -> str:
-    """Return the commit that ran, with a `+` when files of the tree were not committed."""
+    """Return the commit that ran, with a `+` when files of the tree were not committed.
+
+    BENCHMARKS_COMMIT says it for a tree that was carried without its history.
+    """
+    if told := os.environ.get("BENCHMARKS_COMMIT"):
+        return told
 
     def git(*arguments: str) -> str:
         run = subprocess.run(

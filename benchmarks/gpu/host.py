@@ -58,15 +58,18 @@ class Host:
             return {"dtype": "float32"}
         return {"dtype": "bfloat16", "enable_deterministic_inference": True}
 
-    def settings(self, dtype: str | None = None, **engine_args: object) -> dict[str, Any]:
+    @property
+    def small(self) -> dict[str, object]:
+        """Return engine arguments with which many engines of the embedded model share a GPU."""
+        return {} if self.dry_run else {"max_total_tokens": 65536}
+
+    def settings(self, **engine_args: object) -> dict[str, Any]:
         """Return the settings that every engine of this run has."""
         args: dict[str, object] = dict(engine_args)
         if not self.dry_run:
             args = _NO_FLASHINFER | args
             if chosen := os.environ.get(ATTENTION):
                 args["attention_backend"] = chosen
-        if dtype:
-            args["dtype"] = dtype
         return {"device": self.device, "engine_args": args}
 
     def embedded(self) -> dict[str, Any]:
@@ -109,7 +112,9 @@ class Host:
         """Start engines; `engine_args` among the settings add to those of the host."""
         own = settings.pop("engine_args", {})
         assert isinstance(own, dict)
-        return PDEngine(**self.settings(dtype, **own), **settings)
+        if dtype:
+            own = own | {"dtype": dtype}
+        return PDEngine(**self.settings(**own), **settings)
 
 
 def _name_every_id(tokenizer: Path, vocab_size: int) -> None:

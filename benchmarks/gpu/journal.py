@@ -6,8 +6,11 @@ It knows nothing of engines or GPUs, but how many a part needs.
 from __future__ import annotations
 
 import json
+import re
+import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +23,18 @@ Found = dict[str, Any]
 
 
 class Journal:
-    """The parts of one stage. `gpus` is how many there are for it."""
+    """The parts of one stage. `gpus` is how many there are for it.
 
-    def __init__(self, path: Path, head: Found, gpus: int) -> None:
+    Parts that the expression `only` is not found in are not run.
+    """
+
+    def __init__(self, path: Path, head: Found, gpus: int, only: str = "") -> None:
         self.gpus = gpus
+        self._only = re.compile(only)
         self._path = path
         self._began = time.monotonic()
         self._parts: Found = {}
+        self._writing = threading.Lock()
         self._found: Found = head | {"finished": False, "error": None, "parts": self._parts}
         self._write()
 
@@ -35,6 +43,8 @@ class Journal:
 
         One part that fails must not cost the others: that is what the whole run is for.
         """
+        if not self._only.search(name):
+            return None
         if self.gpus < gpus:
             self._keep(name, {"skipped": f"needs {gpus} GPUs, found {self.gpus}"})
             return None
@@ -49,6 +59,12 @@ class Journal:
         self._keep(name, found | {"took_s": round(time.monotonic() - began, 3)})
         return found
 
+    def parts_at_once(self, measures: dict[str, Callable[[], Found]], gpus: int = 1) -> None:
+        """Run parts whose findings are no speeds at the same time: most of one is its start."""
+        with ThreadPoolExecutor(len(measures)) as pool:
+            for name, measure in measures.items():
+                pool.submit(self.part, name, measure, gpus)
+
     def finish(self, summary: str) -> None:
         self._found |= {"finished": True, "summary": summary}
         self._write()
@@ -58,8 +74,9 @@ class Journal:
         return self._parts
 
     def _keep(self, name: str, found: Found) -> None:
-        self._parts[name] = found
-        self._write()
+        with self._writing:
+            self._parts[name] = found
+            self._write()
         tell(f"{name}: {json.dumps({k: v for k, v in found.items() if k != 'trace'})[:300]}")
 
     def _write(self) -> None:

@@ -18,9 +18,9 @@ NOT_MEASURED = "Not measured: no run of `benchmarks/gpu` on GPUs is kept here.\n
 
 
 def results(folder: Path = GPU_RESULTS) -> dict[str, Found]:
-    """Return what is kept, by stage."""
-    paths = {name: folder / f"{stage_file(name)}.json" for name in STAGES}
-    return {n: json.loads(path.read_text()) for n, path in paths.items() if path.exists()}
+    """Return what is kept, by file, in the stages' order; a stage may be in several files."""
+    paths = [path for name in STAGES for path in sorted(folder.glob(f"{stage_file(name)}*.json"))]
+    return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
 def section(folder: Path = GPU_RESULTS) -> str:
@@ -29,11 +29,12 @@ def section(folder: Path = GPU_RESULTS) -> str:
     if not found:
         return f"## On GPUs\n\n{NOT_MEASURED}"
     parts = ["## On GPUs\n"]
-    for name, result in found.items():
+    for file, result in found.items():
+        name = file.split("-")[2]
         head, rows = _TABLES[name]
         lines: list[list[Any]] = [head, ["---"] * len(head)]
         lines += _rows(result["parts"], rows, len(head))
-        parts.append(f"### {_TITLES[name]}\n\n{_origin(name, result)}")
+        parts.append(f"### {_TITLES[name]}\n\n{_origin(file, result)}")
         parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n")
     return "\n".join(parts)
 
@@ -43,7 +44,10 @@ def short(folder: Path = GPU_RESULTS) -> str:
     found = results(folder)
     if not found:
         return NOT_MEASURED
-    lines = [f"- {_TITLES[name]}: {_hardware(r)}, {_ending(r)}." for name, r in found.items()]
+    lines = [
+        f"- {_TITLES[file.split('-')[2]]}: {_hardware(r)}, {_ending(r)}."
+        for file, r in found.items()
+    ]
     return "\n".join([*lines, "\nThe figures are in [benchmarks](benchmarks/README.md).\n"])
 
 
@@ -57,11 +61,11 @@ def _ending(result: Found) -> str:
     return str(result.get("summary") or f"cut short: {result['error']}")
 
 
-def _origin(name: str, result: Found) -> str:
+def _origin(file: str, result: Found) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     marked = " **A dry run on the CPU.**" if result["dry_run"] else ""
     return (
-        f"`{' '.join(result['command'])}` → `{stage_file(name)}.json`: {_hardware(result)}; "
+        f"`{' '.join(result['command'])}` → `{file}.json`: {_hardware(result)}; "
         f"{versions}; commit {result['commit'][:12]}. {_ending(result)}.{marked}\n"
     )
 
@@ -99,7 +103,9 @@ def _same(name: str, part: Found) -> Iterator[list[object]]:
     for at_once, found in by_batch.items():
         if isinstance(found, dict):
             accepted = found["tokens_per_verification"] or "–"
-            yield [name, at_once, f"{found['equal']} of {found['answers']}", accepted]
+            gaps = [gap for gap in found.get("gaps_at_first_difference", []) if gap is not None]
+            equal = f"{found['equal']} of {found['answers']}"
+            yield [name, at_once, equal, max(gaps, default="–"), accepted]
 
 
 def _kill(name: str, part: Found) -> Iterator[list[object]]:
@@ -152,7 +158,16 @@ _FIRST = ["p50 to the first token, s", "p99", "p99 of gaps, s"]
 _TABLES: dict[str, tuple[list[str], Callable[[str, Found], Iterator[list[object]]]]] = {
     "plan": (["part", "mode", "as it must be", "transfer", "reason"], _plan),
     "start": (["part", "ready, s", "transfer", "forked", "CUDA initialised by"], _start),
-    "same": (["part", "at once", "equal answers", "tokens a verification"], _same),
+    "same": (
+        [
+            "part",
+            "at once",
+            "equal answers",
+            "largest gap at a difference, nats",
+            "tokens a verification",
+        ],
+        _same,
+    ),
     "kill": (["part", "killed", "complete", "equal", "median pause, s", "longest, s"], _kill),
     "eagle": (["part", "at once", "tokens/s", "tokens a verification", "acceptance"], _eagle),
     "load": (["service", "mix", "asked/s", "answered", "answers/s", "good/s", *_FIRST], _load),

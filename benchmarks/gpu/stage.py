@@ -18,10 +18,10 @@ STAGES: dict[str, float] = {
     "plan": 60,
     "start": 280,
     "same": 230,
-    "kill": 130,
+    "kill": 200,
     "eagle": 300,
-    "load": 400,
-    "transfer": 100,
+    "load": 540,
+    "transfer": 220,
 }
 
 
@@ -29,7 +29,7 @@ def stage_file(name: str) -> str:
     return f"stage-{list(STAGES).index(name) + 1}-{name}"
 
 
-def run(name: str, host: Host) -> None:
+def run(name: str, host: Host, only: str = "") -> None:
     """Run the stage `name` and leave its JSON in the host's folder."""
     head: Found = {
         "benchmark": f"gpu {name}",
@@ -37,9 +37,9 @@ def run(name: str, host: Host) -> None:
         "device": host.device,
         "gpus": host.gpus,
     } | provenance("nixl", "triton", "transformers")
-    dry = ["--dry-run"] * host.dry_run
-    head["command"] = ["python", "-m", "benchmarks.gpu.run", *dry, "--stages", name]
-    journal = Journal(host.folder / f"{stage_file(name)}.json", head, host.gpus)
+    options = ["--dry-run"] * host.dry_run + ["--parts", only] * bool(only)
+    head["command"] = ["python", "-m", "benchmarks.gpu.run", *options, "--stages", name]
+    journal = Journal(host.folder / f"{stage_file(name)}.json", head, host.gpus, only)
     importlib.import_module(f"benchmarks.gpu.stages.{name}").run(host, journal)
     journal.finish(outcome(journal.parts))
 
@@ -55,6 +55,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--gpus", type=int, default=2)
+    parser.add_argument("--parts", default="")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -63,7 +64,7 @@ def main() -> int:
         level=logging.INFO,
         format="%(asctime)s %(levelname)-7s %(name)s %(message)s",
     )
-    run(arguments.name, host_of(arguments))
+    run(arguments.name, host_of(arguments), arguments.parts)
     return 0
 
 

@@ -49,8 +49,8 @@ class SGLangPair:
             ports = [("prefill", prefill, bootstrap, 0), ("decode", decode, None, 1)]
             servers = []
             for role, port, bootstrap_port, gpu in ports:
-                command = self._server(role, port, bootstrap_port)
-                server = self._process(role, command, self._environment(gpu), port)
+                command = self._server(role, port, bootstrap_port, gpu)
+                server = self._process(role, command, self._environment(), port)
                 servers.append(starting.enter_context(server))
             for server in servers:
                 server.wait_until_healthy()
@@ -63,7 +63,7 @@ class SGLangPair:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _server(self, role: str, port: int, bootstrap_port: int | None) -> list[str]:
+    def _server(self, role: str, port: int, bootstrap_port: int | None, gpu: int) -> list[str]:
         args: dict[str, object] = {
             "model_path": self._model,
             "served_model_name": "default",
@@ -78,12 +78,14 @@ class SGLangPair:
             args["disaggregation_bootstrap_port"] = bootstrap_port
         elif self._device == "cpu":
             args["disaggregation_decode_retraction_backup"] = "cpu_tensor"
+        if self._device != "cpu":  # both see every GPU: else UCX has no CUDA IPC between them
+            args["base_gpu_id"] = gpu
         return [sys.executable, "-m", "sglang.launch_server", *_options(args)]
 
-    def _environment(self, gpu: int) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         if self._device == "cpu":
             return dict(os.environ) | cpu.environment(offline=True)
-        return dict(os.environ) | {"CUDA_VISIBLE_DEVICES": str(gpu)}
+        return dict(os.environ)
 
     def _process(
         self, name: str, command: list[str], environment: dict[str, str], port: int

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.asking import ask, percentiles
@@ -28,19 +29,17 @@ class _Answer:
 
 
 def run(host: Host, journal: Journal) -> None:
-    transfer = {"pd_mode": "on", "disagg_transfer_backend": "nixl"}
+    halves = ["decode-0", "prefill-0"]
     journal.part("unified-0", lambda: _strike(host, {"pd_mode": "off"}, ["unified-0"]))
-    journal.part(
-        "PD nixl",
-        lambda: _strike(host, transfer, ["decode-0", "prefill-0"]),
-        gpus=2,
-    )
+    for transfer in ("nixl", "mooncake"):
+        pair = {"pd_mode": "on", "disagg_transfer_backend": transfer}
+        journal.part(f"PD {transfer}", partial(_strike, host, pair, halves), gpus=2)
 
 
 def _strike(host: Host, settings: dict[str, Any], victims: list[str]) -> Found:
     streams, new_tokens = (4, 24) if host.dry_run else (16, 400)
     asked = prompts(streams)
-    chosen = host.embedded() | settings | {"engine_args": host.exact}
+    chosen = host.embedded() | settings | {"engine_args": host.exact | host.small}
     with host.start(**chosen) as engine:
         ask(engine, asked[:2], 2, 8)
         whole = asyncio.run(_load(engine, asked, new_tokens, None))

@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,8 +43,8 @@ class Mix:
     gap_s: float
 
 
-CHAT = Mix("chat", 300, 100, (4, 16, 64), first_s=0.5, gap_s=0.04)
-LONG = Mix("long prompts", 6000, 64, (2, 6, 18), first_s=2.0, gap_s=0.04)
+CHAT = Mix("chat", 300, 100, (4, 16, 48), first_s=0.5, gap_s=0.04)
+LONG = Mix("long prompts", 6000, 64, (2, 4, 8), first_s=2.0, gap_s=0.04)
 SECONDS = 8.0
 _DRY = (
     Mix("chat", 16, 8, (2,), first_s=2.0, gap_s=0.5),
@@ -83,8 +84,9 @@ def _ours(host: Host, replicas: list[dict[str, str]], stack: ExitStack) -> Urls:
         ServerProcess(host.folder / f"server-{i}.log", **common | own)
         for i, own in enumerate(replicas)
     ]
-    for server in servers:
-        stack.enter_context(server)
+    with ThreadPoolExecutor(len(servers)) as pool:
+        for started in [pool.submit(stack.enter_context, server) for server in servers]:
+            started.result()
     return [server.url for server in servers]
 
 

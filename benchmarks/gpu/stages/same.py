@@ -1,64 +1,120 @@
-"""PD gives the unified engine's tokens, and EAGLE those without it: greedy, the embedded model."""
+"""PD gives the unified engine's tokens, and EAGLE those without it: greedy, the embedded model.
+
+All engines live at the same time: what is compared does not depend on speed.
+"""
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.asking import Answers, ask
-from benchmarks.bench_eagle import DEFAULT_TREE, differences
+from benchmarks.bench_eagle import DEFAULT_TREE, differences, gaps_of
 from benchmarks.gpu.host import Host, prompts
+from pd_eagle.engine import generate_input_class
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.gpu.journal import Found, Journal
     from pd_eagle import PDEngine
 
 PD = {"pd_mode": "on"}
 OFF = {"pd_mode": "off"}
+REFERENCE_TIMEOUT_S = 200.0
 
 
 def run(host: Host, journal: Journal) -> None:
-    _compare(host, journal, "exact", host.exact)
+    generate_input_class()  # before threads import it
+    single, pairs = _parts(host, "exact", host.exact)
     if not host.dry_run:
-        _compare(host, journal, "as served", {"dtype": "bfloat16"})
-
-
-def _compare(host: Host, journal: Journal, name: str, engine_args: dict[str, object]) -> None:
-    asked, new_tokens = (prompts(4), 12) if host.dry_run else (prompts(32), 128)
-    eagle = host.eagle(DEFAULT_TREE)
-    reference: list[Answers] = []
-
-    def start(settings: dict[str, Any]) -> PDEngine:
-        return host.start(**host.embedded() | settings | {"engine_args": engine_args})
-
-    def plain() -> Found:
-        with start(OFF) as engine:
-            reference.append(ask(engine, asked, 1, new_tokens))
-            return _found(ask(engine, asked, 8, new_tokens), reference[0])
-
-    def other(settings: dict[str, Any]) -> Found:
-        with start(settings) as engine:
-            return {
-                f"{at_once} at once": _found(ask(engine, asked, at_once, new_tokens), reference[0])
-                for at_once in (1, 8)
-            }
-
-    if journal.part(f"{name} unified, 8 at once against 1", plain) is None:
+        more_single, more_pairs = _parts(host, "as served", {"dtype": "bfloat16"})
+        single, pairs = single | more_single, pairs | more_pairs
+    if journal.gpus > 1 and not host.dry_run:
+        journal.parts_at_once(single | pairs)
         return
-    journal.part(f"{name} unified EAGLE", lambda: other(OFF | eagle))
+    for name, part in single.items():
+        journal.part(name, part)
+    for name, part in pairs.items():
+        journal.part(name, part, gpus=2)
+
+
+Parts = dict[str, "Callable[[], Found]"]
+
+
+def _parts(host: Host, name: str, engine_args: dict[str, object]) -> tuple[Parts, Parts]:
+    """Return the parts that need one GPU, and those that need two."""
+    compared = _Compared(host, engine_args)
+    eagle = host.eagle(DEFAULT_TREE)
+    single: Parts = {
+        f"{name} unified, 8 at once against 1": compared.plain,
+        f"{name} unified EAGLE": partial(compared.other, OFF | eagle),
+    }
+    pairs: Parts = {}
     for transfer in ("nixl", "mooncake"):
         pair = PD | {"disagg_transfer_backend": transfer}
-        journal.part(f"{name} PD {transfer}", partial(other, pair), gpus=2)
-    both = PD | {"disagg_transfer_backend": "nixl"} | eagle
-    journal.part(f"{name} PD nixl EAGLE", lambda: other(both), gpus=2)
+        pairs[f"{name} PD {transfer}"] = partial(compared.other, pair)
+        pairs[f"{name} PD {transfer} EAGLE"] = partial(compared.other, pair | eagle)
+    return single, pairs
 
 
-def _found(answers: Answers, reference: Answers) -> Found:
+class _Compared:
+    """Engines of one kind, each against the plain unified one, one question at a time."""
+
+    def __init__(self, host: Host, engine_args: dict[str, object]) -> None:
+        self._host = host
+        self._engine_args = engine_args
+        self._asked, self._new_tokens = (prompts(4), 12) if host.dry_run else (prompts(32), 128)
+        self._plain: Future[tuple[Answers, Answers]] = Future()
+
+    def plain(self) -> Found:
+        try:
+            with self._start(OFF) as engine:
+                alone = self._ask(engine, 1)
+                batch = self._ask(engine, 8)
+                told = self._ask(engine, 8, return_logprob=True, top_logprobs_num=2)
+        except BaseException as error:
+            self._plain.set_exception(error)
+            raise
+        self._plain.set_result((alone, told))
+        return _found(batch, alone, told)
+
+    def other(self, settings: dict[str, Any]) -> Found:
+        with self._start(settings) as engine:
+            answers = {at_once: self._ask(engine, at_once) for at_once in (1, 8)}
+        reference = self._plain.result(REFERENCE_TIMEOUT_S)
+        return {f"{n} at once": _found(found, *reference) for n, found in answers.items()}
+
+    def _start(self, settings: dict[str, Any]) -> PDEngine:
+        args = {"engine_args": self._engine_args | self._host.small}
+        return self._host.start(**self._host.embedded() | settings | args)
+
+    def _ask(self, engine: PDEngine, at_once: int, **options: Any) -> Answers:
+        return ask(engine, self._asked, at_once, self._new_tokens, **options)
+
+
+def _found(answers: Answers, reference: Answers, told: Answers) -> Found:
     places = differences(answers, reference)
     return {
         "answers": len(places),
         "equal": places.count(None),
         "tokens": answers.tokens,
         "first_differences": places,
+        "gaps_at_first_difference": _gaps(places, reference, told),
         "tokens_per_verification": answers.tokens_per_verification,
     }
+
+
+def _gaps(places: list[int | None], reference: Answers, told: Answers) -> list[float | None]:
+    """Return how close the two best tokens were (nats) where an answer first differs.
+
+    None where the answer that tells it had left the reference before.
+    """
+    gaps: list[float | None] = []
+    for i, place in enumerate(places):
+        if place is None:
+            continue
+        known = told.ids[i][:place] == reference.ids[i][:place] and place < len(told.ids[i])
+        gaps.append(round(gaps_of(told.meta[i])[place], 4) if known else None)
+    return gaps

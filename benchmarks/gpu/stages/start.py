@@ -42,7 +42,8 @@ def run(host: Host, journal: Journal) -> None:
     journal.part("zygote's imports, off the driver", lambda: _imports(off), gpus=0)
     model = {"model_path": str(host.big_model()), "engine_args": DUMMY}
     journal.part("unified", lambda: _start(host, model | {"pd_mode": "off"}))
-    for transfer in ("nixl", "mooncake", "auto"):
+    journal.part("auto", lambda: _start(host, model))
+    for transfer in ("nixl", "mooncake"):
         settings = model | {"pd_mode": "on", "disagg_transfer_backend": transfer}
         journal.part(f"PD {transfer}", partial(_start, host, settings), gpus=2)
     journal.part("forked", lambda: _forked(host, model | {"pd_mode": "off"}))
@@ -64,6 +65,7 @@ def _start(host: Host, settings: dict[str, Any]) -> Found:
                 "tokens": answers.tokens,
                 "transfer": health["transfer_backend"],
                 "plan": health["plan"]["reason"],
+                "workers": [worker["name"] for worker in health["plan"]["workers"]],
                 "phases": phases.seen,
             }
     finally:

@@ -78,9 +78,11 @@ def _transfers(host: Host, transfer: str) -> Found:
     lengths = (64, 500) if host.dry_run else (128, 512, 2048, 8192, 16384, 30000)
     repeats = 2 if host.dry_run else 8
     settings: dict[str, Any] = {"model_path": str(host.big_model()), "engine_args": DUMMY}
+    began = time.monotonic()
     with host.start("bfloat16", pd_mode="on", disagg_transfer_backend=transfer, **settings) as pair:
+        ready_s = round(time.monotonic() - began, 2)
         ask(pair, [[7] * 64] * 2, 1, 2)
-        return {str(n): _one_length(pair, n, repeats) for n in lengths}
+        return {"ready_s": ready_s} | {str(n): _one_length(pair, n, repeats) for n in lengths}
 
 
 def _one_length(pair: PDEngine, length: int, repeats: int) -> Found:
