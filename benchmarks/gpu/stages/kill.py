@@ -15,6 +15,8 @@ from benchmarks.bench_eagle import first_difference
 from benchmarks.gpu.host import Host, prompts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.gpu.journal import Found, Journal
     from pd_eagle import PDEngine
 
@@ -31,9 +33,15 @@ class _Answer:
 def run(host: Host, journal: Journal) -> None:
     halves = ["decode-0", "prefill-0"]
     journal.part("unified-0", lambda: _strike(host, {"pd_mode": "off"}, ["unified-0"]))
+    pairs: dict[str, Callable[[], Found]] = {}
     for transfer in ("nixl", "mooncake"):
         pair = {"pd_mode": "on", "disagg_transfer_backend": transfer}
-        journal.part(f"PD {transfer}", partial(_strike, host, pair, halves), gpus=2)
+        pairs[f"PD {transfer}"] = partial(_strike, host, pair, halves)
+    if host.dry_run:
+        for name, measure in pairs.items():
+            journal.part(name, measure, gpus=2)
+    else:
+        journal.parts_at_once(pairs, gpus=2)
 
 
 def _strike(host: Host, settings: dict[str, Any], victims: list[str]) -> Found:

@@ -45,7 +45,7 @@ class Mix:
 
 CHAT = Mix("chat", 300, 100, (4, 16, 48), first_s=0.5, gap_s=0.04)
 LONG = Mix("long prompts", 6000, 64, (2, 4, 8), first_s=2.0, gap_s=0.04)
-SECONDS = 8.0
+SECONDS = 6.0
 _DRY = (
     Mix("chat", 16, 8, (2,), first_s=2.0, gap_s=0.5),
     Mix("long prompts", 200, 4, (1,), first_s=4.0, gap_s=0.5),
