@@ -59,6 +59,10 @@ class Journal:
         self._keep(name, found | {"took_s": round(time.monotonic() - began, 3)})
         return found
 
+    def so_far(self, name: str, found: Found) -> None:
+        """Keep what a part has found that goes on; it is marked until the part has ended."""
+        self._keep(name, found | {"error": "cut short"})
+
     def parts_at_once(self, measures: dict[str, Callable[[], Found]], gpus: int = 1) -> None:
         """Run parts whose findings are no speeds at the same time: most of one is its start."""
         with ThreadPoolExecutor(len(measures)) as pool:

@@ -15,13 +15,13 @@ from benchmarks.provenance import provenance
 
 #: In the order in which they are run: name, seconds it may take.
 STAGES: dict[str, float] = {
-    "plan": 60,
-    "start": 280,
-    "same": 230,
-    "kill": 200,
-    "eagle": 300,
-    "load": 540,
-    "transfer": 220,
+    "plan": 90,
+    "start": 500,
+    "same": 420,
+    "kill": 400,
+    "eagle": 500,
+    "load": 640,
+    "transfer": 400,
 }
 
 

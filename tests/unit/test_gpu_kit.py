@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks.gpu import cubins, run, unpack
+from benchmarks.gpu.host import Host
 from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.pack import group_of, pack, requirements
 from benchmarks.provenance import ROOT, provenance
@@ -66,6 +67,37 @@ def test_a_part_that_fails_costs_no_other(tmp_path: Path) -> None:
     assert found["parts"]["two"] == {"skipped": "needs 2 GPUs, found 1"}
     assert found["parts"]["good"]["value"] == 3
     assert found["finished"] is False
+
+
+def test_a_part_that_is_cut_short_keeps_what_it_found(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "stage.json", {}, gpus=1)
+
+    def measure() -> dict[str, Any]:
+        journal.so_far("long", {"first": 1})
+        kept = json.loads((tmp_path / "stage.json").read_text())
+        assert kept["parts"]["long"] == {"first": 1, "error": "cut short"}
+        return {"first": 1, "second": 2}
+
+    assert journal.part("long", measure) == {"first": 1, "second": 2}
+    assert "error" not in journal.parts["long"]
+
+
+def test_parts_that_are_not_asked_for_are_not_run(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "stage.json", {}, gpus=2, only="^PD|EAGLE$")
+    journal.parts_at_once({"PD": dict, "unified": dict, "unified EAGLE": dict})
+    assert sorted(journal.parts) == ["PD", "unified EAGLE"]
+
+
+def test_a_tree_without_history_says_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCHMARKS_COMMIT", "0123abc")
+    assert provenance()["commit"] == "0123abc"
+
+
+def test_engine_arguments_of_a_part_win_over_the_hosts(tmp_path: Path) -> None:
+    exact = Host(2, False, tmp_path).exact
+    args = Host(2, False, tmp_path).settings(**exact)["engine_args"]
+    assert args["dtype"] == "bfloat16"
+    assert args["attention_backend"] == "triton"
 
 
 def test_stages_are_chosen_by_number_or_name() -> None:

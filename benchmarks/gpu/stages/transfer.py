@@ -24,7 +24,7 @@ _COPIES = 20
 def run(host: Host, journal: Journal) -> None:
     journal.part("copies", lambda: _copies(host), gpus=0)
     for transfer in ("nixl", "mooncake"):
-        journal.part(transfer, partial(_transfers, host, transfer), gpus=2)
+        journal.part(transfer, partial(_transfers, host, transfer, journal), gpus=2)
 
 
 def _copies(host: Host) -> Found:
@@ -74,7 +74,7 @@ def _gb_per_s(size: int, copy: Callable[[], Any]) -> float:
     return round(size * _COPIES / (time.monotonic() - began) / 1e9, 2)
 
 
-def _transfers(host: Host, transfer: str) -> Found:
+def _transfers(host: Host, transfer: str, journal: Journal) -> Found:
     lengths = (64, 500) if host.dry_run else (128, 512, 2048, 8192, 16384, 30000)
     repeats = 2 if host.dry_run else 8
     settings: dict[str, Any] = {"model_path": str(host.big_model()), "engine_args": DUMMY}
@@ -82,7 +82,11 @@ def _transfers(host: Host, transfer: str) -> Found:
     with host.start("bfloat16", pd_mode="on", disagg_transfer_backend=transfer, **settings) as pair:
         ready_s = round(time.monotonic() - began, 2)
         ask(pair, [[7] * 64] * 2, 1, 2)
-        return {"ready_s": ready_s} | {str(n): _one_length(pair, n, repeats) for n in lengths}
+        found: Found = {"ready_s": ready_s}
+        for length in lengths:
+            found[str(length)] = _one_length(pair, length, repeats)
+            journal.so_far(transfer, found)
+        return found
 
 
 def _one_length(pair: PDEngine, length: int, repeats: int) -> Found:
