@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.gpu.journal import outcome
 from benchmarks.gpu.stage import STAGES, stage_file
 from benchmarks.provenance import RESULTS
 
@@ -48,17 +49,39 @@ def short(folder: Path = GPU_RESULTS) -> str:
         f"- {_TITLES[file.split('-')[2]]}: {_hardware(r)}, {_ending(r)}."
         for file, r in found.items()
     ]
-    return "\n".join([*lines, "\nThe figures are in [benchmarks](benchmarks/README.md).\n"])
+    more = [_load_at_most(result) for file, result in found.items() if "-load" in file]
+    return "\n".join([*lines, *more, "\nThe figures are in [benchmarks](benchmarks/README.md).\n"])
+
+
+def _load_at_most(result: Found) -> str:
+    """Return the services at the highest rate of each mix, in the order in which they ran."""
+    head = [
+        "7B shape",
+        "asked/s",
+        "answers/s",
+        "good/s",
+        "median to the first token, s",
+        "p99 of gaps, s",
+    ]
+    lines: list[list[Any]] = [head, ["---"] * len(head)]
+    for name, part in result["parts"].items():
+        for mix in (mix for mix in ("chat", "long prompts") if mix in part):
+            run = part[mix][-1]
+            speeds = [run[key] for key in ("rate_per_s", "answers_per_s", "good_answers_per_s")]
+            times = [run["first_token_s"]["p50"], run["gap_s"]["p99"]]
+            lines.append([f"{name}: {mix}", *speeds, *times])
+    return "\n" + "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _hardware(result: Found) -> str:
     gpus = result["hardware"]["gpus"]
-    names = [f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)]
+    names = [f"{gpus.count(name)} × `{name}`" for name in dict.fromkeys(gpus)]
     return ", ".join(names) or "no GPU"
 
 
 def _ending(result: Found) -> str:
-    return str(result.get("summary") or f"cut short: {result['error']}")
+    parts = result.get("summary") or outcome(result["parts"])
+    return parts if result["finished"] else f"cut short, {result['error']}: {parts}"
 
 
 def _origin(file: str, result: Found) -> str:
