@@ -40,7 +40,7 @@ Run = dict[str, Any]
 
 SATURATION = "inf"
 # Requests/s, and how many requests: the lowest leaves the engines idle between two requests.
-LOADS = {"0.25": 6, "0.5": 12, "1": 16, SATURATION: 32}
+LOADS = {"0.25": 10, "0.5": 16, "1": 24, SATURATION: 32}
 QUICK_LOADS = {SATURATION: 8}
 PROMPT_TOKENS, NEW_TOKENS = 128, 64
 LONGER = "Name three rivers of Europe and say in one sentence where each of them flows."

@@ -6,9 +6,9 @@ It knows nothing of HTTP, and decides nothing.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from functools import partial
 from itertools import accumulate
+from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 _SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LONG_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 600)
+
+#: Times noted and not yet counted off, at the end of a request: a tenth of a millisecond's work.
+_SETTLE_AT = 4096
 
 #: Outcomes that are not errors' codes.
 FINISHED, CANCELLED = "finished", "cancelled"
@@ -80,6 +83,11 @@ class Metrics:
     def begin(self, request: Request) -> RequestWatch:
         return RequestWatch(self)
 
+    def settle(self) -> None:
+        """Keep short what is still to be counted off, also where nobody asks for the series."""
+        for times in (self.queue, self.first, self.gap, self.whole, *self.phases.values()):
+            times.settle(_SETTLE_AT)
+
     # --- the whole
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
@@ -100,37 +108,53 @@ class Metrics:
 
 
 class Times:
-    """A histogram that the event loop's thread alone writes, so without a lock.
+    """A histogram for what is noted at every token: by the event loop's thread alone, into a list.
 
-    What is counted for every token costs a fifth of prometheus_client's this way.
+    The list is counted off in bulk, from any thread. So a note costs a tenth of what one of
+    prometheus_client's histograms takes.
     """
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("_bounds", "_counts", "_noted", "_settling", "_sum", "observe")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        self._noted: list[float] = []
+        self._settling = Lock()
+        self.observe: Callable[[float], None] = self._noted.append  # seconds
 
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.sum += seconds
+    def settle(self, at_least: int = 1) -> None:
+        """Count off what was noted, if it is so many."""
+        if len(self._noted) < at_least:
+            return
+        import numpy as np  # what imports this module for its names need not wait for it
+
+        with self._settling:
+            noted = np.array(self._noted)
+            del self._noted[: len(noted)]  # what came meanwhile stands behind
+            places = np.searchsorted(self._bounds, noted)
+            more = np.bincount(places, minlength=len(self._counts)).tolist()
+            self._counts = [count + new for count, new in zip(self._counts, more, strict=True)]
+            self._sum += float(noted.sum())
 
     def add_to(self, family: HistogramMetricFamily, *labels: str) -> None:
-        bounds = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
-        upto = accumulate(list(self.counts))
-        family.add_metric(labels, list(zip(bounds, upto, strict=True)), self.sum)
+        self.settle()
+        with self._settling:
+            counts, seconds = self._counts, self._sum
+        bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), seconds)
 
 
 class RequestWatch:
     """What happens to one request, from acceptance to its end; `pd_eagle.tracing` hears it too."""
 
-    __slots__ = ("_accepted_at", "_last_at", "_metrics", "_times", "outcome")
+    __slots__ = ("_accepted_at", "_last_at", "_metrics", "_observe", "outcome")
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._accepted_at = self._last_at = monotonic()
-        self._times = metrics.first  # then the gaps
+        self._observe = metrics.first.observe  # then the gaps
         self.outcome = CANCELLED  # unless somebody says otherwise
 
     def admitted(self, prompt_tokens: int) -> None:
@@ -152,13 +176,10 @@ class RequestWatch:
         """Note that `error` ended an attempt and another follows: a retry, or a resume."""
 
     def delta(self, tokens: int) -> None:
-        now = monotonic()
-        times, metrics = self._times, self._metrics
-        seconds = now - self._last_at
-        times.counts[bisect_left(times.bounds, seconds)] += 1
-        times.sum += seconds
+        now, metrics = monotonic(), self._metrics
+        self._observe(now - self._last_at)
+        self._last_at, self._observe = now, metrics.gap.observe
         metrics.generated_tokens += tokens
-        self._times, self._last_at = metrics.gap, now
 
     def finished(self, meta: Mapping[str, Any]) -> None:
         self.outcome = FINISHED
@@ -169,6 +190,7 @@ class RequestWatch:
     def end(self) -> None:
         self._metrics._requests.labels(self.outcome).inc()
         self._metrics.whole.observe(monotonic() - self._accepted_at)
+        self._metrics.settle()
 
 
 class _Both:

@@ -59,6 +59,7 @@ DOORS: dict[str, set[str]] = {
     "transformers": {"demo"},
     "huggingface_hub": {"models"},
     "prometheus_client": {"metrics", "engine_metrics"},
+    "numpy": {"metrics"},
     "opentelemetry": {"tracing"},
     "starlette": {"app", "turns", "openai_api"},
     # SGLang's OpenAI classes speak in these.

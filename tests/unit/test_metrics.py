@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
@@ -17,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from pd_eagle.admission import Admission, Limits
 from pd_eagle.channel import Traffic
 from pd_eagle.messages import Load, Request
-from pd_eagle.metrics import Metrics
+from pd_eagle.metrics import Metrics, Times
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,6 +111,51 @@ def test_a_request_leaves_its_times_and_its_outcome() -> None:
         assert found[f"pd_eagle_{name}_seconds_count", ()] == count
     assert found["pd_eagle_handoff_seconds_sum", ("prefill",)] == 0.02
     assert found["pd_eagle_aborts_total", ("worker_died",)] == 1
+
+
+BOUNDS = (0.001, 0.01, 0.1)
+
+
+def told(times: Times) -> tuple[list[float], float]:
+    """Return what the buckets hold up to each bound, and the sum."""
+    family = HistogramMetricFamily("x_seconds", "", labels=())
+    times.add_to(family)
+    buckets = [s.value for s in family.samples if s.name == "x_seconds_bucket"]
+    return buckets, next(s.value for s in family.samples if s.name == "x_seconds_sum")
+
+
+@given(st.lists(st.one_of(st.sampled_from(BOUNDS), st.floats(0, 1)), max_size=60), st.integers(1))
+def test_times_fall_into_prometheus_buckets(seconds: list[float], at_least: int) -> None:
+    times = Times(BOUNDS)
+    for one in seconds:
+        times.observe(one)
+        times.settle(at_least)
+    buckets, total = told(times)
+    assert buckets == [sum(one <= bound for one in seconds) for bound in (*BOUNDS, math.inf)]
+    assert total == pytest.approx(sum(seconds))
+    assert told(times) == (buckets, total)  # asked again, nothing is counted twice
+
+
+def test_no_time_is_lost_between_threads() -> None:
+    times, count = Times(BOUNDS), 200_000
+    noting = threading.Thread(target=lambda: [times.observe(0.05) for _ in range(count)])
+    asking = [threading.Thread(target=lambda: [told(times) for _ in range(200)]) for _ in range(2)]
+    for thread in (noting, *asking):
+        thread.start()
+    for thread in (noting, *asking):
+        thread.join()
+    assert told(times)[0] == [0, 0, count, count]
+
+
+def test_a_list_of_times_stays_short_where_nobody_asks() -> None:
+    metrics = metrics_of()
+    for _ in range(100):
+        watch = metrics.begin(Request("r", [0], {}))
+        for _ in range(500):
+            watch.delta(1)
+        watch.end()
+        assert len(metrics.gap._noted) < 5000
+    assert series(metrics)["pd_eagle_inter_token_seconds_count", ()] == 100 * 499
 
 
 def test_the_plan_and_the_queue_are_read_when_asked() -> None:
