@@ -228,10 +228,12 @@ def metrics_cost(result: Result) -> str:
         ]
         for load, run in found["loads"].items()
     ]
-    head = ["load", "CPU of the front for a token, µs, without", "with", "more, %, median"]
+    head = ["load", "CPU of the front for a token, µs, without", "everything counted ten times"]
+    head += ["counted once: more, %, median"]
     return (
         f"{found['streams']} streams at once. Paced: a token a stream every 10 ms; flat out: as "
-        "many as come. Wanted: at most "
+        "many as come. Rounds of one kind differ by more than counting costs: so everything is "
+        "counted ten times, and what that adds is divided by ten. Wanted: at most "
         f"{found['limit_percent']:g} % of the paced one.\n\n"
         + table([*head, "half of the rounds", "rounds"], rows)
         + f"\nOne scrape of our series: {found['scrape_ms']} ms; once a minute that is "
