@@ -74,6 +74,10 @@ ELSEWHERE: dict[tuple[str, str], str] = {
 }
 
 
+#: How many of what a machine or a plan has: no ratio.
+_COUNT = re.compile(r"(?<![\d.,])\d+ × (?=CODE|AMD|Intel|NVIDIA|TP\d)")
+
+
 @dataclass(frozen=True)
 class Figure:
     document: str
@@ -95,6 +99,7 @@ def figures(document: str, text: str) -> Iterator[Figure]:
     """Yield the measured figures of `text`; code blocks and examples are none."""
     text = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
     text = re.sub(r"`[^`\n]*`", "CODE", text)
+    text = _COUNT.sub("", text)
     for found in _WITH_UNIT.finditer(text):
         first, second, unit = found.groups()
         yield from (Figure(document, number, unit) for number in (first, second) if number)
@@ -192,6 +197,7 @@ def test_a_planted_figure_is_found_out(name: str) -> None:
         ("in separate engines (NIXL, 2,6,10): 2.37.", ["2.37"]),
         ("SGLang 0.5.23, 8 sentences, `sleep 5 s`, TP 3, port 8000", []),
         ("```sh\nsleep 5 s\n```", []),
+        ("2 × AMD EPYC, 1 × `NVIDIA H200`, 1 × TP1; 2 × as long", ["2 ×"]),
     ],
 )
 def test_what_is_a_figure(text: str, found: list[str]) -> None:
