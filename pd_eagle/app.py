@@ -25,7 +25,7 @@ from pd_eagle.errors import InvalidRequest, ModelNotFound, NotServing, PdEagleEr
 from pd_eagle.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
     from contextlib import AbstractContextManager
 
     from starlette.requests import Request
@@ -41,6 +41,8 @@ MAX_BODY_BYTES = 16 * 2**20
 # A client that still sends does not read: what is too large is read on, up to here, and dropped.
 _LARGEST_BODY_READ = 4 * MAX_BODY_BYTES
 _RETRY_AFTER_S = 1
+# In a request's scope: `send` as the server gave it.
+_SERVERS_SEND = "pd_eagle.send"
 # About a millisecond's work, if all are refused.
 _REQUESTS_A_TURN = 4
 
@@ -90,11 +92,13 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._door:
-            await self._send_unless_gone(receive, send)
+            await self._send_unless_gone(receive, self._send_events(send, scope[_SERVERS_SEND]))
 
-    async def _send_unless_gone(self, receive: Receive, send: Send) -> None:
+    async def _send_unless_gone(
+        self, receive: Receive, events: Coroutine[None, None, None]
+    ) -> None:
         # The body has been read, so all that can still be received is the disconnect.
-        sending = asyncio.create_task(self._send_events(send))
+        sending = asyncio.create_task(events)
         gone = asyncio.create_task(receive_disconnect(receive))
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -106,10 +110,13 @@ class EventStream(StreamingResponse):
         if not sending.cancelled():
             sending.result()
 
-    async def _send_events(self, send: Send) -> None:
+    async def _send_events(self, start: Send, send: Send) -> None:
+        """Start the response with `start`, which Starlette has wrapped to know that it has begun;
+        the rest goes by `send`, past those wrappers, which do nothing with it for every token.
+        """
         async with aclosing(self._events):
             first = await anext(self._events)
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await start({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await send(_piece(first))
             try:
                 async for event in self._events:
@@ -150,20 +157,27 @@ async def _unless_gone(work: Awaitable[bytes], receive: Receive) -> bytes | None
                 await task
 
 
+class _App(Starlette):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[_SERVERS_SEND] = send
+        await super().__call__(scope, receive, send)
+
+
 def make_app(front: Front) -> Starlette:
     """Return the application for `front`."""
     routes = _Routes(front)
     table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+        # First what is asked most: they are tried in this order.
+        ("/v1/chat/completions", "POST", routes.chat),
+        ("/v1/completions", "POST", routes.completion),
         ("/health", "GET", routes.health),
         ("/health/live", "GET", routes.live),
         ("/health/ready", "GET", routes.ready),
         ("/metrics", "GET", routes.metrics),
         ("/v1/models", "GET", routes.models),
         ("/v1/models/{model:path}", "GET", routes.model),
-        ("/v1/chat/completions", "POST", routes.chat),
-        ("/v1/completions", "POST", routes.completion),
     ]
-    return Starlette(
+    return _App(
         routes=[
             Route(path, _with_options(handler, method), methods=[method, "OPTIONS"])
             for path, method, handler in table

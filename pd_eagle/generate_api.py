@@ -111,11 +111,14 @@ class GenerateApi:
         what cannot be served, else the request's own `PdEagleError`; closing aborts.
         """
         parts = await self._parts(obj, _timeout_s(raw_request))
-        if obj.stream:
-            one = len(parts) == 1
-            async with aclosing(
-                self._stream_one(parts[0]) if one else self._stream_all(parts)
-            ) as results:
+        if obj.stream and len(parts) == 1:
+            # Here, not in a generator of its own: each is passed by every token.
+            answer = self._answer(parts[0])
+            async with self._deltas(parts[0]) as deltas:
+                async for delta in deltas:
+                    yield answer.add(delta)
+        elif obj.stream:
+            async with aclosing(self._stream_all(parts)) as results:
                 async for result in results:
                     yield result
         else:
@@ -158,10 +161,16 @@ class GenerateApi:
 
     # --- what comes back
 
+    def _deltas(self, part: _Part) -> aclosing[AsyncGenerator[Delta, None]]:
+        return aclosing(self.service.stream(part.request, part.group))
+
+    def _answer(self, part: _Part) -> Answer:
+        return Answer(public_id=part.public_id, index=part.index, incremental=self._incremental)
+
     async def _whole(self, part: _Part) -> dict[str, Any]:
         answer = Answer(public_id=part.public_id, index=part.index, incremental=False)
         result: dict[str, Any] = {}
-        async with aclosing(self.service.stream(part.request, part.group)) as deltas:
+        async with self._deltas(part) as deltas:
             async for delta in deltas:
                 result = answer.add(delta)
         result.pop("index")  # as SGLang: only streamed results carry it
@@ -183,21 +192,16 @@ class GenerateApi:
         finally:
             await _cancel(tasks)
 
-    async def _stream_one(self, part: _Part) -> AsyncGenerator[dict[str, Any], None]:
-        answer = Answer(public_id=part.public_id, index=part.index, incremental=self._incremental)
-        async with aclosing(self.service.stream(part.request, part.group)) as deltas:
-            async for delta in deltas:
-                yield answer.add(delta)
-
     async def _pump(
         self,
         queue: asyncio.Queue[dict[str, Any] | BaseException | None],
         part: _Part,
     ) -> None:
         try:
-            async with aclosing(self._stream_one(part)) as results:
-                async for result in results:
-                    queue.put_nowait(result)
+            answer = self._answer(part)
+            async with self._deltas(part) as deltas:
+                async for delta in deltas:
+                    queue.put_nowait(answer.add(delta))
         except Exception as error:
             queue.put_nowait(error)
         else:

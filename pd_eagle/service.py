@@ -223,18 +223,50 @@ class Service:
             request.timeout_s or self._policy.request_timeout_s
         )
         watch = self.begin(request)
+        # One generator down to the handoff: each more would be passed by every token.
+        async with self._admitted(request, group, cost, deadline, watch):
+            progress = Progress(request, self.decode)
+            tried: list[str] = []
+            rid = request.rid
+            while True:
+                pair = await self._next_pair(tried, deadline)
+                asked = watch.attempt(pair, progress.next_attempt(rid))
+                attempt = handoff.run(pair, asked, deadline, watch.phase, watch.aborted)
+                try:
+                    async with aclosing(attempt) as deltas:
+                        async for delta in deltas:
+                            if (seen := progress.add(delta)) is None:
+                                continue
+                            watch.delta(len(seen.output_ids))
+                            if seen.finished:
+                                watch.finished(seen.meta)
+                            yield seen
+                            if seen.finished:
+                                self._canary.carried(pair)
+                                return
+                except (WorkerDied, TransferFailed) as error:
+                    self._note_failure(pair, error)
+                    tried.append(pair.name)
+                    self._refuse_another_try(request, progress, tried, error)
+                    watch.again("resume" if progress.begun else "retry", error)
+                    rid = new_rid()
+                except PdEagleError as error:
+                    level = logging.DEBUG if error.status < 500 else logging.WARNING
+                    logger.log(level, "request %s failed on %s: %s", rid, pair.name, error)
+                    raise
+
+    @contextlib.asynccontextmanager
+    async def _admitted(
+        self, request: Request, group: object, cost: int, deadline: float, watch: RequestWatch
+    ) -> AsyncGenerator[None, None]:
+        """Hold a place for `request`, and tell `watch` how it ended."""
         self._open(1)
         try:
             line = request.rid if group is None else id(group)
             await self.admission.enter(line, cost, deadline)
             watch.admitted(len(request.input_ids))
             try:
-                async with aclosing(self._attempts(request, deadline, watch)) as deltas:
-                    async for delta in deltas:
-                        watch.delta(len(delta.output_ids))
-                        if delta.finished:
-                            watch.finished(delta.meta)
-                        yield delta
+                yield
             finally:
                 self.admission.leave(cost)
         except PdEagleError as error:
@@ -250,35 +282,6 @@ class Service:
             self._idle.clear()
         else:
             self._idle.set()
-
-    async def _attempts(
-        self, request: Request, deadline: float, watch: RequestWatch
-    ) -> AsyncGenerator[Delta, None]:
-        progress = Progress(request, self.decode)
-        tried: list[str] = []
-        rid = request.rid
-        while True:
-            pair = await self._next_pair(tried, deadline)
-            asked = watch.attempt(pair, progress.next_attempt(rid))
-            attempt = handoff.run(pair, asked, deadline, watch.phase, watch.aborted)
-            try:
-                async with aclosing(attempt) as deltas:
-                    async for delta in deltas:
-                        if (seen := progress.add(delta)) is not None:
-                            yield seen
-                            if seen.finished:
-                                self._canary.carried(pair)
-                                return
-            except (WorkerDied, TransferFailed) as error:
-                self._note_failure(pair, error)
-                tried.append(pair.name)
-                self._refuse_another_try(request, progress, tried, error)
-                watch.again("resume" if progress.begun else "retry", error)
-                rid = new_rid()
-            except PdEagleError as error:
-                level = logging.DEBUG if error.status < 500 else logging.WARNING
-                logger.log(level, "request %s failed on %s: %s", rid, pair.name, error)
-                raise
 
     def _note_failure(self, pair: Pair, error: PdEagleError) -> None:
         if isinstance(error, TransferFailed):
