@@ -10,6 +10,9 @@ HTTP server's process, which holds its tokenizer manager; the routers', the rout
 servers. Ours has SGLang's tokenizer manager in its workers: they are given beside it, and added up.
 Schedulers, detokenizers and the load generator are not counted. `--before COMMIT` adds this
 project at another commit as one more side: what a change brought.
+
+Answers have 64 tokens, so a token bears a 64th of what its request costs; answers of 256 beside
+them tell the two apart.
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
 #: Streams at once → cohorts one after another in one round.
 LEVELS = {1: 8, 16: 8, 128: 2, 1000: 1}
 QUICK_LEVELS = {1: 1, 16: 2, 128: 1}
+TOKENS, QUICK_TOKENS = 64, 16
+#: At one level, longer answers too.
+LONGER, LONGER_AT = 4, 128
 PROFILED, PROFILE_S = (16, 128, 1000), 8
 #: No more than this times the cost at 16 streams may a token cost at 1,000.
 FLAT_WITHIN = 1.3
@@ -77,6 +83,7 @@ def one_round(side: Side, streams: int, cohorts: int, tokens: int) -> dict[str, 
     return {
         "side": side.name,
         "streams": streams,
+        "tokens_a_stream": tokens,
         "tokens": all_tokens,
         "wall_s": round(wall_s, 4),
         "front_us_per_token": round(1e6 * front_s / all_tokens, 2),
@@ -103,10 +110,46 @@ def measure(
             for side in sides[turn:] + sides[:turn]:
                 row = {"round": number} | one_round(side, streams, cohorts, tokens)
                 tell(
-                    f"{streams:5} streams, round {number + 1} of {rounds}, {side.name:13} "
-                    f"{row['front_us_per_token']:7} µs a token, {row['tokens_per_s']:8} tokens/s"
+                    f"{streams:5} streams of {tokens} tokens, round {number + 1} of {rounds}, "
+                    f"{side.name:13} {row['front_us_per_token']:7} µs a token, "
+                    f"{row['tokens_per_s']:8} tokens/s"
                 )
                 yield row
+
+
+def tell_apart(short: list[dict[str, Any]], longer: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what one more token costs a front, and what a request costs beside its tokens.
+
+    From the cost of a token in answers of two lengths: medians over the rounds, in microseconds,
+    and medians of the rounds' own ratios of ours to each peer.
+    """
+    lines = []
+    for name in dict.fromkeys(row["side"] for row in longer):
+        costs = _request_and_token(short, longer, name)
+        line = {"side": name}
+        for part, values in costs.items():
+            ours = _request_and_token(short, longer, OURS)[part]
+            line[f"{part}_us"] = round(statistics.median(values), 2)
+            if name != OURS:
+                ratios = (mine / theirs for mine, theirs in zip(ours, values, strict=True))
+                line[f"ours_to_this_{part}"] = round(statistics.median(ratios), 3)
+        lines.append(line)
+    return lines
+
+
+def _request_and_token(
+    short: list[dict[str, Any]], longer: list[dict[str, Any]], side: str
+) -> dict[str, list[float]]:
+    costs: dict[str, list[float]] = {"token": [], "request": []}
+    streams = longer[0]["streams"]
+    both = zip(_of(short, streams, side), _of(longer, streams, side), strict=True)
+    for few, many in both:
+        tokens, more = few["tokens_a_stream"], many["tokens_a_stream"]
+        whole = tokens * few["front_us_per_token"]
+        token_us = (more * many["front_us_per_token"] - whole) / (more - tokens)
+        costs["token"].append(token_us)
+        costs["request"].append(whole - tokens * token_us)
+    return costs
 
 
 def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -224,15 +267,26 @@ def _shares(stacks: str, us_per_token: float) -> dict[str, Any]:
 
 def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure all sides; return the result."""
-    levels, rounds, tokens = (QUICK_LEVELS, 1, 16) if arguments.quick else (LEVELS, 3, 64)
+    levels, rounds, tokens = (
+        (QUICK_LEVELS, 1, QUICK_TOKENS) if arguments.quick else (LEVELS, 3, TOKENS)
+    )
     if arguments.levels:
         levels = {streams: LEVELS[streams] for streams in arguments.levels}
+    rounds = arguments.rounds or rounds
     LOGS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
         sides = stage.start(arguments.peers, arguments.before)
         tell(f"all answer: {', '.join(side.name for side in sides)}")
-        rows = list(measure(sides, levels, arguments.rounds or rounds, tokens))
+        rows = list(measure(sides, levels, rounds, tokens))
         summary = summarize(rows)
+        if LONGER_AT in levels:
+            longer = list(measure(sides, {LONGER_AT: 1}, rounds, LONGER * tokens))
+            summary["apart"] = {
+                "streams": LONGER_AT,
+                "tokens": [tokens, LONGER * tokens],
+                "table": tell_apart(rows, longer),
+            }
+            rows += longer
         profiled = [
             profile(sides[0], row, PROFILE_S, tokens)
             for row in summary["table"]

@@ -259,6 +259,18 @@ def _profile(result: Result) -> str:
     return f"\n{said}" + table(head, rows)
 
 
+def _apart(found: dict[str, Any]) -> str:
+    names = ("token_us", "request_us", "ours_to_this_token", "ours_to_this_request")
+    rows = [[row["side"], *(row.get(name, "") for name in names)] for row in found["table"]]
+    head = ["side", "one more token, CPU µs", "a request beside its tokens, CPU µs"]
+    head += ["ours to this: token", "request"]
+    short, longer = found["tokens"]
+    return (
+        f"\nThe same front costs at {found['streams']} streams, told apart by answers of {short} "
+        f"and of {longer} tokens:\n\n"
+    ) + table(head, rows)
+
+
 def front(result: Result) -> str:
     found = result["summary"]
     names = ("front_us_per_token", "workers_us_per_token", "token_ms_p50", "tokens_per_s")
@@ -271,6 +283,8 @@ def front(result: Result) -> str:
     head += ["token after, ms (median)", "tokens/s"]
     said = f"Counted as front{result['counted']}".replace("\n", " ")
     page = table([*head, "ours to this", "ours with its workers to this"], rows) + f"\n{said}\n"
+    if apart := found.get("apart"):
+        page += _apart(apart)
     page += _profile(result)
     if commit := result.get("before"):
         page += f"\n`before` is this project at commit {commit}.\n"
