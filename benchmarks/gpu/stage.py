@@ -18,8 +18,8 @@ STAGES: dict[str, float] = {
     "plan": 90,
     "start": 500,
     "same": 420,
-    "kill": 400,
-    "eagle": 500,
+    "kill": 500,
+    "eagle": 640,
     "load": 640,
     "transfer": 400,
 }

@@ -26,6 +26,7 @@ HEAL_TIMEOUT_S = 100.0
 @dataclass
 class _Answer:
     ids: list[int] = field(default_factory=list)
+    first_token_s: float = 0.0
     pause_s: float = 0.0
     error: str | None = None
 
@@ -70,6 +71,7 @@ def _one(
         "complete": sum(len(answer.ids) == new_tokens for answer in answers),
         "equal": places.count(None),
         "first_differences": places,
+        "first_token_s": percentiles([answer.first_token_s for answer in answers]),
         "pause_s": percentiles([answer.pause_s for answer in answers]),
         "whole_again_after_the_answers_s": round(healed_s, 2),
         "restarts": worker["restarts"],
@@ -116,6 +118,8 @@ async def _stream(
             now = time.monotonic()
             if answer.ids:
                 answer.pause_s = max(answer.pause_s, now - last)
+            else:
+                answer.first_token_s = now - last
             last = now
             answer.ids = list(chunk["output_ids"])
             count()
