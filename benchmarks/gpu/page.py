@@ -20,8 +20,9 @@ NOT_MEASURED = "Not measured: no run of `benchmarks/gpu` on GPUs is kept here.\n
 
 def results(folder: Path = GPU_RESULTS) -> dict[str, Found]:
     """Return what is kept, by file, in the stages' order; a stage may be in several files."""
-    paths = [path for name in STAGES for path in sorted(folder.glob(f"{stage_file(name)}*.json"))]
-    return {path.stem: json.loads(path.read_text()) for path in paths}
+    stems = {path.stem: path for path in folder.glob("stage-*.json")}
+    files = [stem for name in STAGES for stem in sorted(stems) if stem.startswith(stage_file(name))]
+    return {stem: json.loads(stems[stem].read_text()) for stem in files}
 
 
 def section(folder: Path = GPU_RESULTS) -> str:
@@ -49,11 +50,12 @@ def short(folder: Path = GPU_RESULTS) -> str:
         f"- {_TITLES[file.split('-')[2]]}: {_hardware(r)}, {_ending(r)}."
         for file, r in found.items()
     ]
-    more = [_load_at_most(result) for file, result in found.items() if "-load" in file]
+    load = {file: result for file, result in found.items() if "-load" in file}
+    more = [_load_at_most(load)] if load else []
     return "\n".join([*lines, *more, "\nThe figures are in [benchmarks](benchmarks/README.md).\n"])
 
 
-def _load_at_most(result: Found) -> str:
+def _load_at_most(results: dict[str, Found]) -> str:
     """Return the services at the highest rate of each mix, in the order in which they ran."""
     head = [
         "7B shape",
@@ -64,12 +66,14 @@ def _load_at_most(result: Found) -> str:
         "p99 of gaps, s",
     ]
     lines: list[list[Any]] = [head, ["---"] * len(head)]
-    for name, part in result["parts"].items():
+    parts = [(file, *part) for file, result in results.items() for part in result["parts"].items()]
+    for file, name, part in parts:
+        warm = ", warm" * ("-warm" in file)
         for mix in (mix for mix in ("chat", "long prompts") if mix in part):
             run = part[mix][-1]
             speeds = [run[key] for key in ("rate_per_s", "answers_per_s", "good_answers_per_s")]
             times = [run["first_token_s"]["p50"], run["gap_s"]["p99"]]
-            lines.append([f"{name}: {mix}", *speeds, *times])
+            lines.append([f"{name}: {mix}{warm}", *speeds, *times])
     return "\n" + "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
@@ -136,7 +140,8 @@ def _kill(name: str, part: Found) -> Iterator[list[object]]:
         if isinstance(found, dict) and "restarts" in found:
             pause = found["pause_s"]
             whole = f"{found['complete']} of {part['streams']}"
-            yield [name, victim, whole, found["equal"], pause["p50"], pause["max"]]
+            first = found.get("first_token_s", {}).get("max", "–")
+            yield [name, victim, whole, found["equal"], pause["p50"], pause["max"], first]
 
 
 def _eagle(name: str, part: Found) -> Iterator[list[object]]:
@@ -144,7 +149,8 @@ def _eagle(name: str, part: Found) -> Iterator[list[object]]:
         if batch.startswith("batch "):
             accepted = found["tokens_per_verification"] or "–"
             simulated = "simulated" if part.get("simulated_acceptance") else ""
-            yield [name, batch[6:], found["tokens_per_s"], accepted, simulated]
+            before = "yes" if part.get("asked_before") else "no"
+            yield [name, batch[6:], found["tokens_per_s"], accepted, simulated, before]
 
 
 def _load(name: str, part: Found) -> Iterator[list[object]]:
@@ -191,8 +197,20 @@ _TABLES: dict[str, tuple[list[str], Callable[[str, Found], Iterator[list[object]
         ],
         _same,
     ),
-    "kill": (["part", "killed", "complete", "equal", "median pause, s", "longest, s"], _kill),
-    "eagle": (["part", "at once", "tokens/s", "tokens a verification", "acceptance"], _eagle),
+    "kill": (
+        [
+            *("part", "killed", "complete", "equal", "median pause, s", "longest, s"),
+            "longest to the first token, s",
+        ],
+        _kill,
+    ),
+    "eagle": (
+        [
+            *("part", "at once", "tokens/s", "tokens a verification", "acceptance"),
+            "asked once before",
+        ],
+        _eagle,
+    ),
     "load": (["service", "mix", "asked/s", "answered", "answers/s", "good/s", *_FIRST], _load),
     "transfer": (["part", "what", "MB", "ms", "GB/s"], _transfer),
 }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks.gpu import cubins, run, unpack
+from benchmarks.gpu import cubins, page, run, unpack
 from benchmarks.gpu.host import Host
 from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.pack import group_of, pack, requirements
@@ -225,3 +225,23 @@ def test_the_dry_run_is_marked(path: Path) -> None:
     assert found["device"] == "cpu"
     assert found["finished"] is True
     assert not [part for part in found["parts"].values() if "error" in part]
+
+
+def test_the_page_tells_warm_runs_and_sizes_that_were_asked_before(tmp_path: Path) -> None:
+    level = {"rate_per_s": 4, "answers_per_s": 3.5, "good_answers_per_s": 3.0}
+    chat = {"asked": 2, "answered": 2, "first_token_s": {"p50": 0.1}, "gap_s": {"p99": 0.2}} | level
+    batch = {"batch 4": {"tokens_per_s": 9.5, "tokens_per_verification": 2.5}}
+    parts: dict[str, dict[str, Any]] = {
+        "stage-6-load": {"PD": {"chat": [chat], "long prompts": [chat]}},
+        "stage-6-load-warm": {"PD": {"chat": [chat], "long prompts": [chat]}},
+        "stage-5-eagle": {"cold": batch, "again": batch | {"asked_before": True}},
+    }
+    head = {"finished": True, "dry_run": False, "hardware": {"gpus": ["G"]}, "versions": {}}
+    for file, found in parts.items():
+        text = json.dumps(head | {"commit": "0", "command": [], "parts": found})
+        (tmp_path / f"{file}.json").write_text(text)
+    assert list(page.results(tmp_path)) == ["stage-5-eagle", "stage-6-load", "stage-6-load-warm"]
+    assert "| cold | 4 | 9.5 | 2.5 |  | no |" in page.section(tmp_path)
+    assert "| again | 4 | 9.5 | 2.5 |  | yes |" in page.section(tmp_path)
+    rows = [line for line in page.short(tmp_path).splitlines() if line.startswith("| PD")]
+    assert [row.split(" | ")[0] for row in rows][::2] == ["| PD: chat", "| PD: chat, warm"]
