@@ -1,7 +1,8 @@
 """One request over one pair, from submit to its one terminal event.
 
-Both halves get the same ids, rid and room; decode streams the whole answer. It does
-not choose the pair and does not try again: it says what happened.
+Both halves get the same ids, rid and room; decode streams the whole answer, but for its first token
+where prefill tells it sooner. It does not choose the pair and does not try again: it says what
+happened.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pd_eagle.errors import DeadlineExceeded, from_code
+from pd_eagle.errors import DeadlineExceeded, EngineError, from_code
 from pd_eagle.messages import Delta, Event, Failed, Submit
+from pd_eagle.resume import INCOMPLETE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -58,6 +60,8 @@ async def run(
     deadline: float,
     on_phase: Callable[[str, float], None] = _unheard,
     on_abort: Callable[[str], None] = _unheard,
+    *,
+    first_early: bool = False,
 ) -> AsyncGenerator[Delta, None]:
     """Run one request over one pair; yield decode's deltas, raise what either half fails with.
 
@@ -65,6 +69,7 @@ async def run(
     way is: idempotent for one that has ended. A failed prefill ends the handoff at once; decode
     would wait for its KV for minutes. `on_phase` gets the seconds of "prefill", until the KV has
     been sent, and of "first_delta" after it; `on_abort` why an attempt did not come to its end.
+    With `first_early` the first token is given out when prefill tells it, if it has a whole text.
     """
     phases = _Phases(on_phase, in_pd=pair.prefill is not None)
     cause = "closed"
@@ -75,6 +80,7 @@ async def run(
     bootstrap = pair.open_room()
     submit = Submit(request, bootstrap)
     prompt = _PromptLogprobs(wanted=pair.prefill is not None and request.options.return_logprob)
+    first = _FirstToken(early=first_early)
     try:
         if pair.prefill is not None:
             pair.prefill.submit(submit, lambda event: mailbox.put("prefill", event))
@@ -91,8 +97,9 @@ async def run(
                 if half == "prefill":
                     prompt.learn(event)
                     deltas = prompt.release() if prompt.known else []
+                    deltas += first.of_prefill(event)
                 else:
-                    deltas = prompt.hold(event)
+                    deltas = first.of_decode(prompt.hold(event))
                 for delta in deltas:
                     if delta.finished:
                         cause = ""
@@ -167,3 +174,62 @@ class _PromptLogprobs:
         if not self._entries:
             return held
         return [msgspec.structs.replace(delta, meta=delta.meta | self._entries) for delta in held]
+
+
+#: What decode's first delta says of a request too; the rest of prefill's is about prefill.
+_FIRST_META = (
+    "id",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "cached_tokens_details",
+    "reasoning_tokens",
+    "weight_version",
+    "num_retractions",
+    "dp_rank",
+)
+
+
+class _FirstToken:
+    """Gives out the answer's first token when prefill tells it, and takes it from what decode says.
+
+    Prefill samples it and decode repeats it, but only after the step that it is in (SGLang 0.5.23).
+    """
+
+    def __init__(self, *, early: bool) -> None:
+        self._early = early
+        self._given: Delta | None = None
+        self._held_meta: dict[str, Any] = {}
+
+    def of_prefill(self, delta: Delta) -> list[Delta]:
+        """Return what to give out of prefill's one delta, which ends its half."""
+        clean = len(delta.output_ids) == 1 and delta.text and not delta.text.endswith(INCOMPLETE)
+        if not (self._early and clean):
+            return []
+        meta = {name: delta.meta[name] for name in _FIRST_META if name in delta.meta}
+        meta["finish_reason"] = None
+        self._given = Delta(delta.rid, delta.text, delta.output_ids, meta, finished=False)
+        return [self._given]
+
+    def of_decode(self, deltas: list[Delta]) -> list[Delta]:
+        """Return decode's `deltas` without what was given out before them."""
+        self._early = False
+        if self._given is None and not self._held_meta:
+            return deltas  # the usual
+        return [rest for delta in deltas if (rest := self._rest(delta)) is not None]
+
+    def _rest(self, delta: Delta) -> Delta | None:
+        given, self._given = self._given, None
+        text, ids = delta.text, delta.output_ids
+        if given is not None:
+            if ids[:1] != given.output_ids or not text.startswith(given.text):
+                raise EngineError(
+                    f"prefill's first token was {given.output_ids} {given.text!r}, decode's is "
+                    f"{ids[:1]} {text!r:.80}"
+                )
+            text, ids = text.removeprefix(given.text), ids[1:]
+        meta, self._held_meta = self._held_meta | delta.meta, {}
+        if not (ids or text or delta.finished):
+            self._held_meta = meta  # it comes with the next
+            return None
+        return Delta(delta.rid, text, ids, meta, delta.finished)

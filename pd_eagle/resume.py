@@ -24,7 +24,7 @@ _STATEFUL = ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex", "cu
 _PENALTIES = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1}
 #: How many last tokens show whether a character is still incomplete (at most 4 bytes in UTF-8).
 _CONTEXT_TOKENS = 8
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # ends a text whose last character is not whole
 
 
 def why_not_resume(request: Request) -> str | None:
@@ -39,6 +39,19 @@ def why_not_resume(request: Request) -> str | None:
     if request.options.custom_logit_processor:
         return "custom_logit_processor is set: its state is lost with the worker"
     return None
+
+
+def first_may_come_early(request: Request) -> bool:
+    """Return whether prefill's token may be given out before decode has said it.
+
+    Not where its text may be taken back, because the answer ends with it; and not where a decode
+    engine that dies right then would cost the answer: one that has not begun is asked for again.
+    """
+    params = request.sampling_params
+    # Else the token that ends an answer has no text.
+    cut = any(params.get(name) for name in ("stop", "stop_token_ids"))
+    cut = cut or params.get("skip_special_tokens") is False or params.get("max_new_tokens") == 0
+    return not (cut or request.options.return_logprob or why_not_resume(request))
 
 
 class Progress:
@@ -93,7 +106,7 @@ class Progress:
             return self._ends[-1]
         for tokens, characters in reversed(self._ends):
             tail = self._ids[max(tokens - _CONTEXT_TOKENS, 0) : tokens]
-            if not tail or not self._decode(tail).endswith(_INCOMPLETE):
+            if not tail or not self._decode(tail).endswith(INCOMPLETE):
                 return tokens, characters
         return (0, 0)
 

@@ -15,15 +15,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
-
-from pd_eagle import handoff
+from pd_eagle import handoff, limits
 from pd_eagle.admission import Admission, Limits
 from pd_eagle.canary import Canary
 from pd_eagle.errors import (
-    ContextLengthExceeded,
     DeadlineExceeded,
-    InvalidRequest,
     NotServing,
     PdEagleError,
     TransferFailed,
@@ -31,7 +27,7 @@ from pd_eagle.errors import (
 )
 from pd_eagle.messages import Request
 from pd_eagle.metrics import Metrics
-from pd_eagle.resume import Progress, why_not_resume
+from pd_eagle.resume import Progress, first_may_come_early, why_not_resume
 from pd_eagle.router import Router
 from pd_eagle.supervisor import RestartPolicy, Supervisor
 
@@ -49,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 Status = Literal["starting", "ready", "degraded", "draining", "failed"]
 
-#: New tokens that a request is taken to need of the KV pool, if it may make more: few do.
-_EXPECTED_NEW_TOKENS = 512
 #: KV tokens that stand for one request where MAX_INFLIGHT is unset.
 _TOKENS_PER_REQUEST = 256
 #: Tries of a pair to carry its first token, before the whole start fails.
@@ -114,7 +108,7 @@ class Service:
     # --- life
 
     async def start(self, launch: Callable[[str, Path], Launch]) -> None:
-        """Start all workers and run one real token through every pair.
+        """Start all workers and carry a prompt over every pair.
 
         Raises `StartFailed` when a worker cannot start, or the first error of a pair's token.
         """
@@ -135,7 +129,7 @@ class Service:
     def _learn_limits(self) -> None:
         infos = [worker.info for worker in self.workers if worker.info is not None]
         serving = [w.info for w in self.workers if w.info is not None and w.role != "prefill"]
-        self._limits = _smallest(infos)
+        self._limits = limits.smallest(infos)
         tokens = sum(info.max_total_tokens for info in serving)
         inflight = self._policy.max_inflight or max(tokens // _TOKENS_PER_REQUEST, 8)
         queue = self._policy.max_queue
@@ -185,8 +179,11 @@ class Service:
     # --- requests
 
     async def probe(self, pair: Pair, timeout_s: float = 120.0) -> None:
-        """Carry one real token over `pair` from prompt to end."""
-        request = Request(new_rid(), [0], {"max_new_tokens": 1, "temperature": 0})
+        """Carry a prompt over `pair` and take one step of its decode engine."""
+        # The first token is prefill's. And the first step of all may have kernels to compile, on a
+        # GPU for ten seconds and more.
+        params = {"max_new_tokens": 2, "ignore_eos": True, "temperature": 0}
+        request = Request(new_rid(), [0], params)
         deadline = asyncio.get_running_loop().time() + timeout_s
         async with aclosing(handoff.run(pair, request, deadline)) as deltas:
             async for _ in deltas:
@@ -226,12 +223,15 @@ class Service:
         # One generator down to the handoff: each more would be passed by every token.
         async with self._admitted(request, group, cost, deadline, watch):
             progress = Progress(request, self.decode)
+            early = self._policy.resume and first_may_come_early(request)
             tried: list[str] = []
             rid = request.rid
             while True:
                 pair = await self._next_pair(tried, deadline)
                 asked = watch.attempt(pair, progress.next_attempt(rid))
-                attempt = handoff.run(pair, asked, deadline, watch.phase, watch.aborted)
+                attempt = handoff.run(
+                    pair, asked, deadline, watch.phase, watch.aborted, first_early=early
+                )
                 try:
                     async with aclosing(attempt) as deltas:
                         async for delta in deltas:
@@ -324,61 +324,11 @@ class Service:
                 raise kind("no pair of workers came back before the request's deadline") from None
 
     def check(self, request: Request) -> int:
-        """Return the KV tokens that `request` is taken to need.
-
-        Refuses what an engine would refuse, or die of: SGLang 0.5.23 does not check token ids, and
-        one outside the vocabulary kills the scheduler; a request that one half alone refuses would
-        hang on the other. Raises `InvalidRequest`.
-        """
-        limits = self._limits
-        if limits is None:
+        """Return the KV tokens that `request` is taken to need; raises `InvalidRequest`."""
+        if self._limits is None:
             raise NotServing(f"the service is {self.status}")
-        ids = request.input_ids
-        if not ids:
-            raise InvalidRequest("the prompt is empty: wanted at least one token")
-        if min(ids) < 0 or max(ids) >= limits.vocab_size:
-            wrong = next(i for i in ids if not 0 <= i < limits.vocab_size)
-            raise InvalidRequest(
-                f"token id {wrong} in the prompt: wanted 0 to {limits.vocab_size - 1}"
-            )
-        new_tokens = _new_tokens(request)
-        _check_length(len(ids), new_tokens, limits)
-        return len(ids) + min(new_tokens or _EXPECTED_NEW_TOKENS, _EXPECTED_NEW_TOKENS)
+        return limits.check(request, self._limits)
 
     def _refuse_unless_serving(self) -> None:
         if self.status in ("draining", "failed") or self._limits is None:
             raise NotServing(f"the service is {self.status}")
-
-
-def _smallest(infos: list[EngineInfo]) -> EngineInfo:
-    """Return what every one of these engines can do."""
-    names = ("max_total_tokens", "max_input_tokens", "context_length", "vocab_size")
-    least = {name: min(getattr(info, name) for info in infos) for name in names}
-    return msgspec.structs.replace(infos[0], **least)
-
-
-def _new_tokens(request: Request) -> int:
-    asked = request.sampling_params.get("max_new_tokens")
-    if asked is None:
-        return 0
-    if type(asked) is not int or asked < 0:
-        raise InvalidRequest(f"max_new_tokens={asked!r:.80}: wanted a whole number from 0")
-    return asked
-
-
-def _check_length(prompt_tokens: int, new_tokens: int, limits: EngineInfo) -> None:
-    if prompt_tokens >= limits.context_length:
-        raise ContextLengthExceeded(
-            f"the prompt has {prompt_tokens} tokens: wanted fewer than the context's "
-            f"{limits.context_length}"
-        )
-    if prompt_tokens + new_tokens > limits.context_length:
-        raise ContextLengthExceeded(
-            f"{prompt_tokens} prompt tokens and {new_tokens} new tokens: wanted at most the "
-            f"context's {limits.context_length} together"
-        )
-    if prompt_tokens + new_tokens > limits.max_total_tokens:
-        raise ContextLengthExceeded(
-            f"{prompt_tokens} prompt tokens and {new_tokens} new tokens do not fit the engine's "
-            f"KV pool of {limits.max_total_tokens} tokens"
-        )

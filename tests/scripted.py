@@ -290,10 +290,11 @@ def _delta(request: Request, done: int, step: list[int], *, finished: bool) -> D
 
 
 def _prefilled(request: Request) -> Delta:
-    meta: dict[str, Any] = {"finish_reason": {"type": "length", "length": 1}}
+    first = next(continuation(request.input_ids))
+    meta: dict[str, Any] = {"finish_reason": {"type": "length", "length": 0}}
     if request.options.return_logprob:
         meta["input_token_logprobs"] = [[-1.0, token, None] for token in request.input_ids]
-    return Delta(request.rid, "", [], meta, finished=True)
+    return Delta(request.rid, chr(first), [first], meta, finished=True)
 
 
 # --- where the halves of one request meet

@@ -37,7 +37,7 @@ channel orphan launch engine_metrics
 engine worker_main zygote
 worker
 ports supervisor
-router resume admission handoff canary
+router resume admission handoff canary limits
 metrics
 tracing
 service
@@ -76,7 +76,7 @@ DOORS: dict[str, set[str]] = {
         "zygote",
         "handoff",
         "resume",
-        "service",
+        "limits",
         "tracing",
     },
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
@@ -32,6 +32,8 @@ LOGPROBS = Request("r" * 32, [1, 2, 3], {}, Options(return_logprob=True))
 class Run:
     """A handoff that runs beside the test, and what it has yielded."""
 
+    first_early = False
+
     def __init__(self, request: Request = PLAIN, *, unified: bool = False) -> None:
         self.prefill = Half("prefill")
         self.decode = Half("unified" if unified else "decode")
@@ -41,7 +43,7 @@ class Run:
         self.phases: list[str] = []
         self.timeout_s = 60.0
 
-    async def __aenter__(self) -> Run:
+    async def __aenter__(self) -> Self:
         self.task = asyncio.create_task(self._consume())
         await self.settle()
         return self
@@ -52,7 +54,9 @@ class Run:
 
     async def _consume(self) -> None:
         deadline = asyncio.get_running_loop().time() + self.timeout_s
-        events = handoff.run(self.pair, self.request, deadline, self._hear)
+        events = handoff.run(
+            self.pair, self.request, deadline, self._hear, first_early=self.first_early
+        )
         async with aclosing(events) as deltas:
             async for delta in deltas:
                 self.deltas.append(delta)
@@ -217,6 +221,94 @@ async def test_no_timer_is_left(run: Run) -> None:
     await run.task
     timers: list[Any] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
     assert all(timer.cancelled() for timer in timers)
+
+
+# --- the first token, which prefill knows before decode says it
+
+OF_PREFILL: dict[str, Any] = {
+    "prompt_tokens": 3,
+    "completion_tokens": 1,
+    "finish_reason": {"type": "length", "length": 0},
+    "e2e_latency": 0.1,
+}
+
+
+class EarlyRun(Run):
+    first_early = True
+
+
+@pytest.fixture
+async def early() -> AsyncIterator[EarlyRun]:
+    async with EarlyRun() as run:
+        yield run
+
+
+async def test_prefill_gives_the_first_token_and_decode_the_rest(early: Run) -> None:
+    early.prefill.says("a", finished=True, **OF_PREFILL)
+    await early.settle()
+    assert early.text == "a"
+    early.decode.says("a", queue_time=0.2, completion_tokens=1)
+    await early.settle()
+    assert len(early.deltas) == 1
+    early.decode.says("b", completion_tokens=2)
+    early.decode.says("c", finished=True)
+    await early.task
+    assert [(delta.text, delta.output_ids) for delta in early.deltas] == [
+        ("a", [97]),
+        ("b", [98]),
+        ("c", [99]),
+    ]
+    # What decode said with the token that it repeated is not lost, and prefill's own times are.
+    assert [delta.meta for delta in early.deltas] == [
+        {"prompt_tokens": 3, "completion_tokens": 1, "finish_reason": None},
+        {"queue_time": 0.2, "completion_tokens": 2},
+        {},
+    ]
+    assert early.phases == ["prefill", "first_delta"]
+    early.assert_both_ended()
+
+
+async def test_decode_may_repeat_it_with_more_or_as_the_end(early: Run) -> None:
+    early.prefill.says("a", finished=True)
+    early.decode.says("abc", finished=True)
+    await early.task
+    assert [delta.text for delta in early.deltas] == ["a", "bc"]
+
+
+async def test_an_answer_of_one_token_ends_with_decodes_word(early: Run) -> None:
+    early.prefill.says("a", finished=True)
+    early.decode.says("a", finished=True, finish_reason={"type": "length", "length": 1})
+    await early.task
+    first, last = early.deltas
+    assert (first.text, first.finished) == ("a", False)
+    assert (last.text, last.output_ids, last.finished) == ("", [], True)
+    assert last.meta["finish_reason"] == {"type": "length", "length": 1}
+
+
+async def test_prefill_has_nothing_to_give_once_decode_has_begun(early: Run) -> None:
+    early.decode.says("a")
+    early.prefill.says("a", finished=True)
+    early.decode.says("b", finished=True)
+    await early.task
+    assert [delta.text for delta in early.deltas] == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["", "\N{REPLACEMENT CHARACTER}"])
+async def test_what_is_not_a_whole_text_waits_for_decode(early: Run, text: str) -> None:
+    early.prefill.says(text, finished=True)
+    await early.settle()
+    assert early.deltas == []
+    early.decode.says("ab", finished=True)
+    await early.task
+    assert early.text == "ab"
+
+
+async def test_halves_that_disagree_fail_the_request(early: Run) -> None:
+    early.prefill.says("a", finished=True)
+    early.decode.says("b")
+    with pytest.raises(EngineError, match=r"prefill's first token was \[97\] 'a', decode's is"):
+        await early.task
+    early.assert_both_ended()
 
 
 # --- the prompt's log probabilities, which only prefill knows

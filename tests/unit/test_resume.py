@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pd_eagle.messages import Delta, Options, Request
-from pd_eagle.resume import Progress, why_not_resume
+from pd_eagle.resume import Progress, first_may_come_early, why_not_resume
 
 # An engine's answer, token by token: 0 means that the character is not complete yet.
 ANSWER = ["The", " ca", "pi", "tal", " is", "", " Pâ", "ris", ".", " Ber", "lin", "!"]
@@ -181,3 +181,23 @@ def test_what_cannot_go_on_elsewhere_says_why(params: dict[str, Any], options: O
 def test_what_can_go_on_elsewhere() -> None:
     neutral = {"temperature": 0.7, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "regex": ""}
     assert why_not_resume(Request("r", PROMPT, neutral)) is None
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "early"),
+    [
+        ({"max_new_tokens": 8, "temperature": 0.5}, Options(), True),
+        ({"stop": [], "stop_token_ids": None, "skip_special_tokens": True}, Options(), True),
+        ({"stop": "end"}, Options(), False),
+        ({"stop_token_ids": [5]}, Options(), False),
+        ({"skip_special_tokens": False}, Options(), False),
+        ({"max_new_tokens": 0}, Options(), False),
+        ({"regex": "a+"}, Options(), False),
+        ({"presence_penalty": 0.1}, Options(), False),
+        ({}, Options(return_logprob=True), False),
+    ],
+)
+def test_the_first_token_comes_early_where_nothing_can_take_it_back(
+    params: dict[str, Any], options: Options, early: bool
+) -> None:
+    assert first_may_come_early(Request("r", [1], params, options)) is early
