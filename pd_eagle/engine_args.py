@@ -279,6 +279,10 @@ def _pd(
         arguments["disaggregation_bootstrap_port"] = port
     if settings.disagg_ib_device is not None:
         arguments["disaggregation_ib_device"] = settings.disagg_ib_device
+    if kind == "cpu" and worker.role == "prefill":
+        # Prefill need not wait until decode has room: it says so only between two of its steps,
+        # which are long here. Not on GPUs, where this has not been tried.
+        arguments["optimistic_prefill_attempts"] = 1
     if kind == "cpu" and worker.role == "decode":
         # The default, a pinned host pool, calls cudaHostRegister.
         arguments["disaggregation_decode_retraction_backup"] = "cpu_tensor"
