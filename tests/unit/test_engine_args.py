@@ -112,10 +112,11 @@ def test_the_two_halves_of_a_pair_on_the_cpu() -> None:
         "disaggregation_mode": "prefill",
         "disaggregation_transfer_backend": "nixl",
         "disaggregation_bootstrap_port": 8998,
+        "optimistic_prefill_attempts": 1,
     }
     decode = told(settings, found, "decode-0", shape=EMBEDDED)
     assert decode["disaggregation_decode_retraction_backup"] == "cpu_tensor"
-    assert "disaggregation_decode_retraction_backup" not in prefill
+    assert "optimistic_prefill_attempts" not in decode
 
 
 def test_the_cpu_backend_is_the_one_that_the_platform_registers() -> None:
