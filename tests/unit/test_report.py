@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import plots, report
 from benchmarks.provenance import RESULTS
+from benchmarks.sections import SECTIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +32,7 @@ def test_the_pages_are_made_from_the_results() -> None:
 
 
 def test_every_result_is_on_the_page() -> None:
-    assert {path.stem for path in RESULTS.glob("*.json")} <= report.SECTIONS.keys()
+    assert {path.stem for path in RESULTS.glob("*.json")} <= SECTIONS.keys()
 
 
 def test_every_picture_of_a_result_is_there_and_no_other() -> None:

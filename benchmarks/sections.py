@@ -1,0 +1,292 @@
+"""The sections of the page of measurements: one function a result, from its JSON to Markdown.
+
+They know the figures and nothing of files.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Result = dict[str, Any]
+_PROFILED_FUNCTIONS = 16
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def tree(of: list[int] | None) -> str:
+    return ",".join(map(str, of)) if of else "off"
+
+
+def startup(result: Result) -> str:
+    found = result["summary"]
+    rows = [
+        [f"1 prefill, {n} decode", found["ready_s_median"][n], found["private_mib_total"][n]]
+        for n in ("1", "2")
+    ]
+    return (
+        table(["plan", "`make serve` until ready, s", "private memory in all, MiB"], rows)
+        + f"\nRatio of the times: {found['ratio_2_to_1_decode']}. "
+        + f"Idle, 1 prefill and 2 decode: {found['idle_cores']} cores.\n"
+    )
+
+
+def eagle_lossless(result: Result) -> str:
+    rows = [
+        [
+            *(run["model"], run["mode"], tree(run["tree"]), run["batch"], run["tokens"]),
+            f"{run['equal']} of {run['prompts']}",
+            run["tokens_per_verification"] or "–",
+        ]
+        for run in result["runs"]
+    ]
+    head = ["model", "mode", "steps,topk,tokens", "at once", "tokens", "equal answers"]
+    return (
+        "Greedy answers of at most "
+        f"{result['summary']['new_tokens_at_most']} tokens in float32, against the unified engine "
+        "without EAGLE, one at a time.\n\n" + table([*head, "tokens a verification"], rows)
+    )
+
+
+def eagle_rounding(result: Result) -> str:
+    found = result["summary"]
+    rows = [[name, f"{count} of {found['prompts']}"] for name, count in found["differing"].items()]
+    return (
+        "Answers in bfloat16 that differ somewhere from the plain engine's, one at a time. The "
+        "first row runs no EAGLE: another batch size is enough.\n\n"
+        + table(["run", "answers that differ"], rows)
+        + "\nBetween the two likeliest tokens lie "
+        f"{found['median_gap_of_all_tokens']} nats in the median of all places, and at most "
+        f"{found['largest_gap_at_a_first_difference']} where an answer first differs: rounding "
+        "turns near ties.\n"
+    )
+
+
+def eagle_sampling(result: Result) -> str:
+    found = result["summary"]
+    tests = {
+        "without EAGLE, against the model": found["against_the_model"]["without_eagle"],
+        "with EAGLE, against the model": found["against_the_model"]["with_eagle"],
+        "with and without EAGLE": found["against_each_other"],
+        "with EAGLE, against temperature 0.9 (must fail)": found["against_temperature_0.9"],
+    }
+    rows = [[name, t["chi_squared"], t["freedom"], t["p"]] for name, t in tests.items()]
+    return (
+        f"{found['draws_each']} draws each of the first two tokens at temperature "
+        f"{found['temperature']}.\n\n"
+        + table(["test", "chi-squared", "degrees of freedom", "p"], rows)
+    )
+
+
+def eagle_speed(result: Result) -> str:
+    names = ("tokens_per_s_without", "tokens_per_s_with", "ratio", "tokens_per_verification")
+    rows = [
+        [row["batch"], tree(row["tree"]), *(row[name] for name in names)]
+        for row in result["summary"]["table"]
+    ]
+    head = ["at once", "steps,topk,tokens", "tokens/s without", "with", "ratio"]
+    said = "\n".join(f"- {line}" for line in result["summary"]["advice"])
+    return table([*head, "tokens a verification"], rows) + f"\n{said}\n"
+
+
+def soak(result: Result) -> str:
+    found, pause = result["summary"], result["summary"]["longest_pause_s"]
+    return (
+        f"{found['strikes']} processes killed or stopped in {found['seconds']:.0f} s "
+        f"({found['transfer']}): {found['requests_sent']} requests sent, {found['answered']} "
+        f"answered, {found['wrong']} wrong, {found['failed']} failed, "
+        f"{found['failed_503_plan_down']} refused because the plan was down. Longest pause of an "
+        f"answer: median {pause['p50']} s, most {pause['max']} s: each restart waits longer.\n"
+    )
+
+
+def abort_storm(result: Result) -> str:
+    found = result["summary"]
+    moments = ", ".join(f"{name} {count}" for name, count in sorted(found["moments"].items()))
+    rows = [
+        [name, *found["before"]["workers"][name], *found["after"]["workers"][name]]
+        for name in found["before"]["workers"]
+    ]
+    head = ["worker", "running before", "KV tokens before", "running after", "KV tokens after"]
+    return (
+        f"{found['requests']} requests given up: {moments}. The next one took "
+        f"{found['the_next_request_s']} s.\n\n" + table(head, rows)
+    )
+
+
+def overload(result: Result) -> str:
+    found = result["summary"]
+    rows = [
+        [n + 1, *(statuses.get(code, 0) for code in ("200", "429", "503")), rss]
+        for n, (statuses, rss) in enumerate(
+            zip(found["statuses"], found["front_rss_mib"][1:], strict=True)
+        )
+    ]
+    live = found["live_s"]
+    return (
+        f"{found['requests_a_burst']} requests at once, of which 64 may run. `/health/live` "
+        f"meanwhile: median {live['p50']} s, most {live['max']} s. Memory of the front before: "
+        f"{found['front_rss_mib'][0]} MiB.\n\n"
+        + table(["burst", "200", "429", "503", "front afterwards, MiB"], rows)
+    )
+
+
+def serving(result: Result) -> str:
+    found = result["summary"]
+    names = ("ready_s", "private_mib", "shared_out_mib")
+    systems = [[row["system"], *(row[n] for n in names)] for row in found["systems"]]
+    figures = [f"{what}_{part}_ms" for what in ("ttft", "itl", "e2e") for part in ("p50", "p99")]
+    measured = ["requests_per_s", "tokens_per_s", "cpu_s_per_1000_tokens"]
+    measured += ["prefill_forward_ms", *figures]
+    rows = [[r["system"], r["rate"], *(r.get(n) or "" for n in measured)] for r in found["table"]]
+    compared = [[*list(row.values())[:-1], met(row)] for row in found["ratios"]]
+    low, high = found["prompt_tokens"]
+    least, most = found["new_tokens"]
+    parts = [
+        f"Prompts of {low} to {high} tokens, answers of {least} to {most}, by SGLang's own client. "
+        f"Every system gave the same answer to one question: {found['answers_equal']}.\n",
+        table(["system", "first answer, s", "private memory, MiB", "with shared, MiB"], systems),
+        table(
+            [
+                "system",
+                "rate",
+                *(n.removesuffix("_ms") + ", ms" * n.endswith("_ms") for n in measured),
+            ],
+            rows,
+        ),
+        "pd_eagle with PD against SGLang's servers behind its router; requests/s with all requests "
+        "at once, TTFT at each rate. prefill_forward is the mean of the engine's own forward pass, "
+        "where the system's `/metrics` tell it: the same arithmetic in all of them, and at low "
+        "rates most of the TTFT.\n",
+        table(["figure", "pd_eagle", "router", "ratio", "wanted", "met"], compared),
+    ]
+    not_started = [f"Not started: {name}: {why}\n" for name, why in found["not_started"].items()]
+    return "\n".join(parts + not_started)
+
+
+def met(row: Result) -> str:
+    return "yes" if row["met"] else "no"
+
+
+def interference(result: Result) -> str:
+    found = result["summary"]
+    rows = [
+        [
+            *(row["plan"], *(row["gaps"][p] for p in ("p50", "p95", "p99", "max"))),
+            *(row["gaps_alone"]["p99"], row["long_prompts"]["p50"]),
+        ]
+        for row in found["table"]
+    ]
+    compared = [[r["to"], r["ratio"], r["wanted"], met(r)] for r in found["p99_ratio_of_pd"]]
+    head = ["plan", "gap p50, ms", "p95", "p99", "max", "p99 alone", "long prompt p50, ms"]
+    return (
+        f"{found['streams']} streams decode while a prompt of {found['long_prompt_tokens']} tokens "
+        f"comes every {found['every_s']} s. {found['note']}\n\n"
+        + table(head, rows)
+        + "\nThe 99th percentile of PD's gaps against that of one engine:\n\n"
+        + table(["against", "ratio", "wanted", "met"], compared)
+    )
+
+
+def metrics_cost(result: Result) -> str:
+    found = result["summary"]
+    rows = [
+        [
+            load.replace("_", " "),
+            run["us_per_token_without"],
+            run["us_per_token_with"],
+            run["percent_median"],
+            "{} to {}".format(*run["percent_quartiles"]),
+            run["rounds"],
+        ]
+        for load, run in found["loads"].items()
+    ]
+    head = ["load", "CPU of the front for a token, µs, without", "everything counted ten times"]
+    head += ["counted once: more, %, median"]
+    return (
+        f"{found['streams']} streams at once. Paced: a token a stream every 10 ms; flat out: as "
+        "many as come. Rounds of one kind differ by more than counting costs: so everything is "
+        "counted ten times, and what that adds is divided by ten. Wanted: at most "
+        f"{found['limit_percent']:g} % of the paced one.\n\n"
+        + table([*head, "half of the rounds", "rounds"], rows)
+        + f"\nOne scrape of our series: {found['scrape_ms']} ms; once a minute that is "
+        f"{found['scrape_percent_of_a_core']} % of a core.\n"
+    )
+
+
+def _profile(result: Result) -> str:
+    costs = {
+        one["streams"]: one["own_us_per_token"]
+        for one in result["profile"]
+        if "own_us_per_token" in one
+    }
+    if not costs:
+        return ""
+    most = costs[max(costs)]
+    rows = [
+        [f"`{name}`", *(costs[streams].get(name, "") for streams in costs)]
+        for name in list(most)[:_PROFILED_FUNCTIONS]
+    ]
+    head = ["in this function alone", *(f"µs a token at {streams} streams" for streams in costs)]
+    said = "Where ours spends it: the share of py-spy's samples, of what its front costs.\n\n"
+    return f"\n{said}" + table(head, rows)
+
+
+def _apart(found: dict[str, Any]) -> str:
+    names = ("token_us", "request_us", "ours_to_this_token", "ours_to_this_request")
+    rows = [[row["side"], *(row.get(name, "") for name in names)] for row in found["table"]]
+    head = ["side", "one more token, CPU µs", "a request beside its tokens, CPU µs"]
+    head += ["ours to this: token", "request"]
+    short, longer = found["tokens"]
+    return (
+        f"\nThe same front costs at {found['streams']} streams, told apart by answers of {short} "
+        f"and of {longer} tokens:\n\n"
+    ) + table(head, rows)
+
+
+def front(result: Result) -> str:
+    found = result["summary"]
+    names = ("front_us_per_token", "workers_us_per_token", "token_ms_p50", "tokens_per_s")
+    ratios = ("ours_to_this", "ours_with_workers_to_this")
+    rows = [
+        [row["streams"], row["side"], *(row[n] for n in names), *(row.get(r, "") for r in ratios)]
+        for row in found["table"]
+    ]
+    head = ["streams", "side", "front, CPU µs a token", "workers, CPU µs a token"]
+    head += ["token after, ms (median)", "tokens/s"]
+    said = f"Counted as front{result['counted']}".replace("\n", " ")
+    page = table([*head, "ours to this", "ours with its workers to this"], rows) + f"\n{said}\n"
+    if apart := found.get("apart"):
+        page += _apart(apart)
+    page += _profile(result)
+    if commit := result.get("before"):
+        page += f"\n`before` is this project at commit {commit}.\n"
+    if flat := found.get("flat"):
+        page += (
+            f"\nA token of ours at {flat['streams'][1]} streams costs {flat['ratio']} times one at "
+            f"{flat['streams'][0]}; wanted at most {flat['wanted_at_most']}.\n"
+        )
+    return page
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "serving": ("Beside SGLang's own servers", serving),
+    "interference": ("Long prompts beside streams", interference),
+    "startup": ("Start, memory, idling", startup),
+    "eagle_speed": ("EAGLE: speed on this CPU", eagle_speed),
+    "eagle_lossless": ("EAGLE: the same tokens", eagle_lossless),
+    "eagle_rounding": ("EAGLE: bfloat16", eagle_rounding),
+    "eagle_sampling": ("EAGLE: sampling", eagle_sampling),
+    "soak": ("Processes killed under load", soak),
+    "soak_mooncake": ("Processes killed under load, Mooncake", soak),
+    "abort_storm": ("Requests given up", abort_storm),
+    "overload": ("Too much at once", overload),
+    "metrics_cost": ("What the series cost", metrics_cost),
+    "front": ("What the front costs", front),
+}
