@@ -124,14 +124,13 @@ def tell_apart(short: list[dict[str, Any]], longer: list[dict[str, Any]]) -> lis
     and medians of the rounds' own ratios of ours to each peer.
     """
     lines = []
+    ours = _request_and_token(short, longer, OURS)
     for name in dict.fromkeys(row["side"] for row in longer):
-        costs = _request_and_token(short, longer, name)
         line = {"side": name}
-        for part, values in costs.items():
-            ours = _request_and_token(short, longer, OURS)[part]
+        for part, values in _request_and_token(short, longer, name).items():
             line[f"{part}_us"] = round(statistics.median(values), 2)
             if name != OURS:
-                ratios = (mine / theirs for mine, theirs in zip(ours, values, strict=True))
+                ratios = (mine / theirs for mine, theirs in zip(ours[part], values, strict=True))
                 line[f"ours_to_this_{part}"] = round(statistics.median(ratios), 3)
         lines.append(line)
     return lines

@@ -13,7 +13,7 @@ from pd_eagle.metrics import RequestWatch
 from pd_eagle.openai_api import OpenAIApi
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from starlette.requests import Request as HttpRequest
 
@@ -35,40 +35,22 @@ class Unwatched(RequestWatch):
     def end(self) -> None: ...
 
 
-class Repeated(RequestWatch):
-    """Everything is counted `TIMES` times: what once costs is less than the rounds differ by."""
+def _repeated(name: str) -> Callable[..., None]:
+    once = getattr(RequestWatch, name)
 
-    def admitted(self, prompt_tokens: int) -> None:
+    def method(self: RequestWatch, *args: Any) -> None:
         for _ in range(TIMES):
-            super().admitted(prompt_tokens)
+            once(self, *args)
 
-    def phase(self, name: str, seconds: float) -> None:
-        for _ in range(TIMES):
-            super().phase(name, seconds)
+    return method
 
-    def aborted(self, cause: str) -> None:
-        for _ in range(TIMES):
-            super().aborted(cause)
 
-    def again(self, how: str, error: PdEagleError) -> None:
-        for _ in range(TIMES):
-            super().again(how, error)
-
-    def delta(self, tokens: int) -> None:
-        for _ in range(TIMES):
-            super().delta(tokens)
-
-    def finished(self, meta: Mapping[str, Any]) -> None:
-        for _ in range(TIMES):
-            super().finished(meta)
-
-    def failed(self, error: PdEagleError) -> None:
-        for _ in range(TIMES):
-            super().failed(error)
-
-    def end(self) -> None:
-        for _ in range(TIMES):
-            super().end()
+#: Counts everything `TIMES` times: what once costs is less than the rounds differ by.
+Repeated: type[RequestWatch] = type(
+    "Repeated",
+    (RequestWatch,),
+    {name: _repeated(name) for name, value in vars(Unwatched).items() if callable(value)},
+)
 
 
 class SwitchedOpenAI(OpenAIApi):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.gpu.journal import outcome
 from benchmarks.gpu.stage import STAGES, stage_file
 from benchmarks.provenance import RESULTS
+from benchmarks.sections import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,10 +35,8 @@ def section(folder: Path = GPU_RESULTS) -> str:
     for file, result in found.items():
         name = file.split("-")[2]
         head, rows = _TABLES[name]
-        lines: list[list[Any]] = [head, ["---"] * len(head)]
-        lines += _rows(result["parts"], rows, len(head))
         parts.append(f"### {_TITLES[name]}\n\n{_origin(file, result)}")
-        parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n")
+        parts.append(table(head, _rows(result["parts"], rows, len(head))))
     return "\n".join(parts)
 
 
@@ -65,7 +64,7 @@ def _load_at_most(results: dict[str, Found]) -> str:
         "median to the first token, s",
         "p99 of gaps, s",
     ]
-    lines: list[list[Any]] = [head, ["---"] * len(head)]
+    lines: list[list[Any]] = []
     parts = [(file, *part) for file, result in results.items() for part in result["parts"].items()]
     for file, name, part in parts:
         warm = ", warm" * ("-warm" in file)
@@ -74,7 +73,7 @@ def _load_at_most(results: dict[str, Found]) -> str:
             speeds = [run[key] for key in ("rate_per_s", "answers_per_s", "good_answers_per_s")]
             times = [run["first_token_s"]["p50"], run["gap_s"]["p99"]]
             lines.append([f"{name}: {mix}{warm}", *speeds, *times])
-    return "\n" + "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return "\n" + table(head, lines).removesuffix("\n")
 
 
 def _hardware(result: Found) -> str:
