@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from pd_eagle import deployment as deployments
-from pd_eagle import zygote
+from pd_eagle import heap, zygote
 from pd_eagle.app import make_app
 from pd_eagle.config import Settings
 from pd_eagle.deployment import SGLANG
@@ -131,13 +131,11 @@ def _let_the_loop_go_first() -> None:
 
 
 def _settle_heap() -> None:
-    """Keep the collector out of what SGLang's imports have made: it all stays until the end.
+    """Keep the collector out of what is loaded, and mostly out of what a stream is made of.
 
-    A full collection of it holds the loop for a tenth of a second and more. And what a stream is
-    made of is not garbage until it ends: a young collection every 700 objects looks at it in vain.
+    That is not garbage until it ends: a young collection every 700 objects looks at it in vain.
     """
-    gc.collect()
-    gc.freeze()
+    heap.settle()
     gc.set_threshold(_YOUNG_OBJECTS)
 
 

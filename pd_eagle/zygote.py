@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import gc
 import importlib
 import json
 import logging
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pd_eagle import heap
 from pd_eagle.channel import Channel
 from pd_eagle.errors import StartFailed
 from pd_eagle.launch import Ends, WorkerProcess, uninterrupted, when_ended
@@ -79,6 +79,7 @@ def why_not_fork() -> str | None:
 def _prepare(step: str, argument: Any) -> None:
     module, _, name = step.partition(":")
     getattr(importlib.import_module(module), name)(argument)
+    heap.settle()
 
 
 # --- the zygote's own side
@@ -114,9 +115,6 @@ class _Zygote:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
-        # What is here stays: a worker's collector must not walk it, which would copy every page.
-        gc.collect()
-        gc.freeze()
         self._answer(Imported(why_not_fork()))
         poll = select.poll()
         poll.register(self._requests, select.POLLIN)

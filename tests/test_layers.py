@@ -23,7 +23,7 @@ PACKAGE = "pd_eagle"
 
 # Each module imports only from those above it. `cpu` and `demo` are whole packages.
 LAYERS = """
-version errors messages
+version errors messages heap
 cpu.overrides cpu
 demo
 forms unknown_names known_models config

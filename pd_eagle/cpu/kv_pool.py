@@ -1,14 +1,26 @@
-"""SGLang's KV pool for host memory, without the copy kernel that it warms up; does not know who
-moves what.
+"""SGLang's KV pool for host memory, which is taken as it is used, and without the copy kernel that
+SGLang warms up; does not know who moves what.
 """
 
 from __future__ import annotations
 
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
+from pd_eagle.cpu.host_memory import untouched_zeros
+
 
 class HostKVPool(MHATokenToKVPool):  # type: ignore[misc]  # SGLang is untyped
-    """Moves KV by indexing; SGLANG_NATIVE_MOVE_KV_CACHE alone leaves the warm-up (0.5.23)."""
+    """Takes memory as it is used, and moves KV by indexing.
+
+    A pool is made for the longest conversations, and most of it is never used on a laptop.
+    SGLANG_NATIVE_MOVE_KV_CACHE alone leaves the warm-up (0.5.23).
+    """
+
+    def _create_buffers_normal(self) -> None:
+        keys, values = self._kv_buffer_shapes()
+        layers = range(self.layer_num)
+        self.k_buffer = [untouched_zeros(keys, self.store_dtype) for _ in layers]
+        self.v_buffer = [untouched_zeros(values, self.store_dtype) for _ in layers]
 
     def _init_kv_copy_and_warmup(self) -> None:
         self._kv_copy_config = None

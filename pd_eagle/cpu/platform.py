@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,15 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
 from pd_eagle.cpu import CPU_ATTENTION_BACKEND, overrides, threads
+from pd_eagle.cpu.packed_linear import pack
 from pd_eagle.errors import StartFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 # What the attention and the tree operations here can do. EAGLE3 is EAGLE with another draft.
 SPECULATIVE_ALGORITHMS = ("EAGLE", "EAGLE3")
@@ -88,8 +92,9 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
             self._overridden = True
 
     def post_load_model(self, model: Any) -> None:
-        """Set threads and priority, and refuse to serve without the overrides: SGLang only logs
-        when a general plugin fails.
+        """Pack weights, set threads and priority, and refuse to serve without the overrides.
+
+        SGLang only logs when a general plugin fails.
 
         The scheduler dies of what this raises, and the engine's start with it.
         """
@@ -98,6 +103,9 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
                 "the general plugin pd_eagle_cpu was not executed: see SGLang's log above, "
                 "and SGLANG_PLUGINS, which can forbid it"
             )
+        from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+
+        logger.debug("%d linear layers packed", pack(model, UnquantizedLinearMethod))
         torch.set_num_threads(threads())
         go_last()
 
