@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def untouched_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return zeros that take no memory until they are written, as those of `torch.zeros` do."""
+    """Return zeros that take memory as they are written; those of `torch.zeros` take it at once."""
     size = prod(shape) * dtype.itemsize
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=dtype).view(*shape)
