@@ -67,12 +67,12 @@ def _load_at_most(results: dict[str, Found]) -> str:
     lines: list[list[Any]] = []
     parts = [(file, *part) for file, result in results.items() for part in result["parts"].items()]
     for file, name, part in parts:
-        warm = ", warm" * ("-warm" in file)
+        when = next((f", {word}" for word in ("first", "warm") if f"-{word}" in file), "")
         for mix in (mix for mix in ("chat", "long prompts") if mix in part):
             run = part[mix][-1]
             speeds = [run[key] for key in ("rate_per_s", "answers_per_s", "good_answers_per_s")]
             times = [run["first_token_s"]["p50"], run["gap_s"]["p99"]]
-            lines.append([f"{name}: {mix}{warm}", *speeds, *times])
+            lines.append([f"{name}: {mix}{when}", *speeds, *times])
     return "\n" + table(head, lines).removesuffix("\n")
 
 

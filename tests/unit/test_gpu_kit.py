@@ -233,6 +233,7 @@ def test_the_page_tells_warm_runs_and_sizes_that_were_asked_before(tmp_path: Pat
     batch = {"batch 4": {"tokens_per_s": 9.5, "tokens_per_verification": 2.5}}
     parts: dict[str, dict[str, Any]] = {
         "stage-6-load": {"PD": {"chat": [chat], "long prompts": [chat]}},
+        "stage-6-load-first": {"PD": {"chat": [chat], "long prompts": [chat]}},
         "stage-6-load-warm": {"PD": {"chat": [chat], "long prompts": [chat]}},
         "stage-5-eagle": {"cold": batch, "again": batch | {"asked_before": True}},
     }
@@ -240,8 +241,10 @@ def test_the_page_tells_warm_runs_and_sizes_that_were_asked_before(tmp_path: Pat
     for file, found in parts.items():
         text = json.dumps(head | {"commit": "0", "command": [], "parts": found})
         (tmp_path / f"{file}.json").write_text(text)
-    assert list(page.results(tmp_path)) == ["stage-5-eagle", "stage-6-load", "stage-6-load-warm"]
+    loads = ["stage-6-load", "stage-6-load-first", "stage-6-load-warm"]
+    assert list(page.results(tmp_path)) == ["stage-5-eagle", *loads]
     assert "| cold | 4 | 9.5 | 2.5 |  | no |" in page.section(tmp_path)
     assert "| again | 4 | 9.5 | 2.5 |  | yes |" in page.section(tmp_path)
     rows = [line for line in page.short(tmp_path).splitlines() if line.startswith("| PD")]
-    assert [row.split(" | ")[0] for row in rows][::2] == ["| PD: chat", "| PD: chat, warm"]
+    marked = ["| PD: chat", "| PD: chat, first", "| PD: chat, warm"]
+    assert [row.split(" | ")[0] for row in rows][::2] == marked
