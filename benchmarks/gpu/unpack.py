@@ -3,7 +3,8 @@
     python3 benchmarks/gpu/unpack.py .cache/gpu/load-3     # keep one; says which are missing
     python3 benchmarks/gpu/unpack.py --unpack              # then check all sums and unpack
 
-Every load brings the manifest. It may be called again at any point: nothing is done twice.
+Every load brings the manifest. A load may be kept again at any point: nothing is done twice. Unpack
+only when none is missing: libraries that are not there yet are taken from the machine's own torch.
 """
 
 from __future__ import annotations

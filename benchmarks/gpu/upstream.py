@@ -22,7 +22,8 @@ from pd_eagle import cpu
 if TYPE_CHECKING:
     from pathlib import Path
 
-START_TIMEOUT_S = 150.0
+# On a fresh machine the first engines compile their kernels, and 150 s were nearly not enough.
+START_TIMEOUT_S = 300.0
 _ON_THE_CPU: dict[str, object] = {
     "sampling_backend": "pytorch",
     "disable_cuda_graph": True,

@@ -14,7 +14,7 @@ from typing import Any, Self
 from urllib.error import HTTPError, URLError
 
 ROOT = Path(__file__).parents[2]
-START_TIMEOUT_S = 150.0
+START_TIMEOUT_S = 300.0
 
 
 class ServerProcess:
