@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 from pd_eagle import heap
 
@@ -15,8 +16,10 @@ class Cycle:
 def test_what_exists_is_permanent_and_garbage_is_not() -> None:
     before = gc.get_freeze_count()
     kept = [Cycle() for _ in range(1000)]
+    garbage = weakref.ref(Cycle())
     try:
         heap.settle()
+        assert garbage() is None
         assert gc.get_freeze_count() >= before + len(kept)
         assert not any(isinstance(one, Cycle) for one in gc.get_objects()), "still walked"
     finally:
