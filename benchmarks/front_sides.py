@@ -78,7 +78,9 @@ class Stage:
         if packed.returncode:
             raise RuntimeError(f"--before {commit}: {packed.stderr.decode()}")
         with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-            archive.extractall(folder, filter="data")
+            # As an attribute, not an argument: Python before 3.11.4 ignores it.
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(folder)
         return folder
 
     def _launch_ours(self, name: str, folder: Path) -> subprocess.Popen[bytes]:

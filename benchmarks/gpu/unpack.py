@@ -92,7 +92,9 @@ def _unpack_group(job: tuple[Path, Path, str, list[dict[str, Any]]]) -> str:
         lzma.open(cast("IO[bytes]", raw)) as stream,
         tarfile.open(fileobj=stream, mode="r|") as archive,
     ):
-        archive.extractall(site, filter="tar")
+        # As an attribute, not an argument: Python before 3.11.4 (Debian 12 has 3.11.2) ignores it.
+        archive.extraction_filter = getattr(tarfile, "tar_filter", None)
+        archive.extractall(site)
     (site / f".{group}.done").touch()
     return group
 
