@@ -87,27 +87,29 @@ class Admission:
         if not self._clients[client]:
             del self._clients[client]
 
-    async def enter(self, group: object, cost: int, deadline: float = math.inf) -> None:
+    async def enter(self, group: object, cost: int, deadline: float | None = math.inf) -> None:
         """Wait for a turn; `cost` is in KV tokens. Whoever entered must `leave` with that cost.
 
         `deadline` is a time of the running loop. Raises `Overloaded` at once when the queue is
         full, or when the wait is too long, `DeadlineExceeded` when that is the deadline's doing.
+        With None it waits as long as it takes: for calls of this process itself.
         """
         if not self._queued and self._has_room(cost):
             self._take(cost)
             return
-        if self._is_full():
+        if deadline is not None and self._is_full():
             raise self._overloaded()
         waiting = _Waiting(cost, asyncio.get_running_loop().create_future())
         self._lines.setdefault(group, deque()).append(waiting)
         self._queued += 1
         patience_ends = asyncio.get_running_loop().time() + self.limits.queue_timeout_s
+        last_turn = None if deadline is None else min(patience_ends, deadline)
         try:
             # Not wait_for: that of Python 3.11 loses a cancellation that comes with the turn.
-            async with asyncio.timeout_at(min(patience_ends, deadline)):
+            async with asyncio.timeout_at(last_turn):
                 await waiting.turn
         except TimeoutError:
-            if deadline <= patience_ends:
+            if deadline is not None and deadline <= patience_ends:
                 raise DeadlineExceeded("the request's time was up before its turn came") from None
             self.refused["queue_timeout"] += 1
             raise Overloaded(

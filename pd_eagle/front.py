@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
 from pd_eagle import tracing
+from pd_eagle.gpu_holds import GpuHolds
 from pd_eagle.health import Health, WorkerHealth
 from pd_eagle.launch import SpawnLauncher
 from pd_eagle.ports import BootstrapPorts
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _REPORT_INTERVAL_S = 60.0
+#: Two services may share a GPU if each was told to take at most this share of its memory.
+_SHARED_FRACTION = 0.45
 
 
 class Front:
@@ -54,11 +59,13 @@ class Front:
         self._zygote = zygote
         self._launcher: Launcher | None = None
         self._ports: BootstrapPorts | None = None
+        self._gpus: GpuHolds | None = None
         self._reporting: asyncio.Task[None] | None = None
         self._reported: dict[str, float] = {}
 
     async def start(self) -> None:
         """Start every worker and carry a token over every pair. Raises `StartFailed`."""
+        self._gpus = _hold_gpus(self.deployment)
         plan, asked = self.deployment.plan, self.deployment.settings.disagg_bootstrap_port
         ports = BootstrapPorts(asked, [worker.name for worker in plan.prefill])
         self._ports = ports
@@ -109,9 +116,22 @@ class Front:
             self._reporting.cancel()
         if self._launcher is not None:
             await self._launcher.close()
+        elif self._zygote is not None:  # the start failed before it was used
+            self._zygote.discard()
+            self._zygote = None
         if self._ports is not None:
             self._ports.release()
+        if self._gpus is not None:
+            self._gpus.release()
         return drained
+
+    def kill(self) -> None:
+        """Kill every process at once, from any thread; `stop` cleans up after it."""
+        for worker in self.service.workers:
+            worker.kill()
+        if self._zygote is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._zygote.pid, signal.SIGKILL)
 
     @contextlib.contextmanager
     def door(self, client: str) -> Iterator[None]:
@@ -146,6 +166,15 @@ class Front:
             inflight=self.service.inflight,
             queued=self.service.queued,
         )
+
+
+def _hold_gpus(deployment: Deployment) -> GpuHolds:
+    devices = deployment.outline.inventory.devices
+    used = {index for worker in deployment.plan.workers for index in worker.devices}
+    share = deployment.settings.mem_fraction_static
+    if share is not None and share <= _SHARED_FRACTION:
+        used = set()
+    return GpuHolds((device for device in devices if device.index in used), deployment.model)
 
 
 def _policy(settings: Settings) -> ServicePolicy:

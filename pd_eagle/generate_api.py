@@ -7,17 +7,22 @@ the engines elsewhere. It knows nothing of HTTP, and nothing of where a request 
 from __future__ import annotations
 
 import asyncio
+from array import array
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
+from pd_eagle.batches import Batch
 from pd_eagle.errors import InvalidRequest
 from pd_eagle.messages import Options, Request
 from pd_eagle.service import new_rid
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine, Iterator
+    from collections.abc import AsyncGenerator, Iterator, Sequence
 
+    from pd_eagle.batches import Count
     from pd_eagle.messages import Delta
     from pd_eagle.service import Service
 
@@ -52,12 +57,20 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One prompt of a call; those of one `group` wait in one line."""
+    """One prompt of a call; those of one `group` wait in one line.
+
+    One that is `patient` waits for its turn as long as it takes.
+    """
 
     index: int
-    request: Request
+    blank: Request  # all but its tokens
+    input_ids: Sequence[int]
     public_id: str
     group: object
+    patient: bool
+
+    def request(self) -> Request:
+        return msgspec.structs.replace(self.blank, input_ids=list(self.input_ids))
 
 
 class Answer:
@@ -97,54 +110,83 @@ class Answer:
 class GenerateApi:
     """`generate_request` as SGLang's tokenizer manager has it."""
 
-    def __init__(self, service: Service, tokenizer: Tokenizer, *, incremental: bool) -> None:
+    def __init__(
+        self,
+        service: Service,
+        tokenizer: Tokenizer,
+        *,
+        incremental: bool,
+        patient: bool | None = None,
+    ) -> None:
+        """`patient` is for calls of this process itself, None for those of clients.
+
+        The prompts of one such call are begun as others of it end, and wait for each other without
+        limit; if `patient`, for those of other calls too.
+        """
         self.service = service
         self.tokenizer: Any = tokenizer
         self._incremental = incremental
+        self._patient = patient
 
     async def generate_request(
-        self, obj: Any, raw_request: object = None
+        self, obj: Any, raw_request: object = None, *, count: Count | None = None
     ) -> AsyncGenerator[Any, None]:
         """Yield results for `obj`, a `GenerateReqInput`: a dictionary, or a list for a batch.
 
         With `obj.stream` one dictionary a step, told apart by `index`. Raises `InvalidRequest` for
         what cannot be served, else the request's own `PdEagleError`; closing aborts.
         """
-        parts = await self._parts(obj, _timeout_s(raw_request))
-        if obj.stream and len(parts) == 1:
+        total = _normalize(obj)
+        parts = self._parts(obj, _timeout_s(raw_request))
+        if self._patient is None or total == 1:  # a client's call is refused as a whole
+            parts = _each([part async for part in parts])
+        width = total if self._patient is None else self.service.max_inflight
+        batch = Batch(total, width, count)
+        if obj.stream and total == 1:
             # Here, not in a generator of its own: each is passed by every token.
-            answer = self._answer(parts[0])
-            async with self._deltas(parts[0]) as deltas:
+            part = await anext(parts)
+            answer = self._answer(part)
+            async with self._deltas(part) as deltas:
                 async for delta in deltas:
                     yield answer.add(delta)
         elif obj.stream:
-            async with aclosing(self._stream_all(parts)) as results:
+            async with aclosing(batch.stream(parts, self._steps)) as results:
                 async for result in results:
                     yield result
         else:
-            whole = await _gather([self._whole(part) for part in parts])
-            yield whole[0] if obj.is_single and len(whole) == 1 else whole
+            whole = await batch.answers(parts, self._whole)
+            yield whole[0] if obj.is_single and total == 1 else whole
 
     # --- what was asked for
 
-    async def _parts(self, obj: Any, timeout_s: float | None) -> list[_Part]:
-        try:
-            obj.normalize_batch_and_arguments()
-        except (ValueError, AssertionError, TypeError) as error:
-            raise InvalidRequest(str(error)) from error
-        if not obj.parallel_sample_num >= 1:
-            raise InvalidRequest(f"n={obj.parallel_sample_num}: wanted at least 1")
-        prompts = [obj] if obj.is_single else [obj[i] for i in range(obj.batch_size)]
-        parts: list[_Part] = []
-        for prompt in prompts:
+    async def _parts(self, obj: Any, timeout_s: float | None) -> AsyncGenerator[_Part, None]:
+        """Yield the prompts of `obj`, which has been normalized, as they have been read."""
+        own, samples = self._patient is not None, obj.parallel_sample_num
+        index = 0
+        for number in range(1 if obj.is_single else obj.batch_size):
+            prompt = obj if obj.is_single else obj[number]
+            vars(obj).pop("_sub_obj_cache", None)  # of SGLang 0.5.23: kilobytes a prompt
             _refuse_unsupported(prompt)
-            input_ids = await self._input_ids(prompt)
-            for _ in range(obj.parallel_sample_num):
+            input_ids: Sequence[int] = await self._input_ids(prompt)
+            if own and obj.batch_size > 1:
+                input_ids = self._check_early(number, prompt, input_ids)
+                await asyncio.sleep(0)  # others use the loop too
+            for _ in range(samples):
                 # A user's rid may be anything; ours never is the prefix of another.
-                request = _request(prompt, input_ids, timeout_s)
-                public_id = prompt.rid if obj.parallel_sample_num == 1 else request.rid
-                parts.append(_Part(len(parts), request, public_id, obj))
-        return parts
+                blank = _request(prompt, [], timeout_s)
+                public_id = prompt.rid if samples == 1 else blank.rid
+                # Those of one own call wait for each other as long as it takes.
+                patient = own and (bool(self._patient) or index > 0)
+                yield _Part(index, blank, input_ids, public_id, obj, patient)
+                index += 1
+
+    def _check_early(self, number: int, prompt: Any, input_ids: Sequence[int]) -> Sequence[int]:
+        """Return `input_ids` as small as they can wait; raises for what would be refused later."""
+        try:
+            self.service.check(_request(prompt, list(input_ids), None))
+        except InvalidRequest as error:
+            raise type(error)(f"prompt {number}: {error}") from error
+        return input_ids if prompt.input_ids is not None else array("i", input_ids)
 
     async def _input_ids(self, prompt: Any) -> list[int]:
         if prompt.input_ids is not None:
@@ -162,7 +204,7 @@ class GenerateApi:
     # --- what comes back
 
     def _deltas(self, part: _Part) -> aclosing[AsyncGenerator[Delta, None]]:
-        return aclosing(self.service.stream(part.request, part.group))
+        return aclosing(self.service.stream(part.request(), part.group, patient=part.patient))
 
     def _answer(self, part: _Part) -> Answer:
         return Answer(public_id=part.public_id, index=part.index, incremental=self._incremental)
@@ -176,36 +218,28 @@ class GenerateApi:
         result.pop("index")  # as SGLang: only streamed results carry it
         return result
 
-    async def _stream_all(self, parts: list[_Part]) -> AsyncGenerator[dict[str, Any], None]:
-        queue: asyncio.Queue[dict[str, Any] | BaseException | None] = asyncio.Queue()
-        tasks = [asyncio.create_task(self._pump(queue, part)) for part in parts]
-        try:
-            running = len(tasks)
-            while running:
-                match await queue.get():
-                    case None:
-                        running -= 1
-                    case BaseException() as error:
-                        raise error
-                    case result:
-                        yield result
-        finally:
-            await _cancel(tasks)
+    async def _steps(self, part: _Part) -> AsyncGenerator[dict[str, Any], None]:
+        answer = self._answer(part)
+        async with self._deltas(part) as deltas:
+            async for delta in deltas:
+                yield answer.add(delta)
 
-    async def _pump(
-        self,
-        queue: asyncio.Queue[dict[str, Any] | BaseException | None],
-        part: _Part,
-    ) -> None:
-        try:
-            answer = self._answer(part)
-            async with self._deltas(part) as deltas:
-                async for delta in deltas:
-                    queue.put_nowait(answer.add(delta))
-        except Exception as error:
-            queue.put_nowait(error)
-        else:
-            queue.put_nowait(None)
+
+def _normalize(obj: Any) -> int:
+    """Let SGLang read `obj`; return how many answers it asks for."""
+    try:
+        obj.normalize_batch_and_arguments()
+    except (ValueError, AssertionError, TypeError) as error:
+        raise InvalidRequest(str(error)) from error
+    if not obj.parallel_sample_num >= 1:
+        raise InvalidRequest(f"n={obj.parallel_sample_num}: wanted at least 1")
+    prompts: int = 1 if obj.is_single else obj.batch_size
+    return prompts * int(obj.parallel_sample_num)
+
+
+async def _each(parts: list[_Part]) -> AsyncGenerator[_Part, None]:
+    for part in parts:
+        yield part
 
 
 def _refuse_unsupported(prompt: Any) -> None:
@@ -236,18 +270,3 @@ def _options(prompt: Any) -> Options:
         (name, getattr(prompt, name)) for name in Options.__struct_fields__
     )
     return Options(**{name: value for name, value in given if value is not None})
-
-
-async def _gather(coroutines: list[Coroutine[Any, Any, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Run all; the first failure cancels the others before it is raised."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        await _cancel(tasks)
-
-
-async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections import deque
@@ -18,9 +17,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pd_eagle.errors import StartFailed
+from pd_eagle.fork_safety import private_pipe, private_socketpair
 from pd_eagle.orphan import bind_group
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Coroutine, Mapping
 
 _LAST_LINES = 200
@@ -139,9 +140,9 @@ class Ends:
 
     @classmethod
     def make(cls) -> Ends:
-        data, child_data = socket.socketpair()
-        lifeline, child_lifeline = socket.socketpair()
-        output_fd, child_log_fd = os.pipe()
+        data, child_data = private_socketpair()
+        lifeline, child_lifeline = private_socketpair()
+        output_fd, child_log_fd = private_pipe()
         return cls(data, lifeline, output_fd, child_data, child_lifeline, child_log_fd)
 
     @property

@@ -7,31 +7,32 @@ with and without a running event loop. It knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import queue
-import threading
+import weakref
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from tqdm.auto import tqdm
+
 from pd_eagle import deployment as deployments
-from pd_eagle import zygote
 from pd_eagle.config import Settings
 from pd_eagle.engine import generate_input_class, load_tokenizer
-from pd_eagle.errors import InvalidRequest, NotServing
-from pd_eagle.front import Front, check_forked_engines
+from pd_eagle.errors import InvalidRequest
+from pd_eagle.front_thread import FrontThread
 from pd_eagle.generate_api import GenerateApi
+from pd_eagle.relay import Relay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
-    from concurrent.futures import Future
+    from collections.abc import AsyncGenerator, Callable
     from types import TracebackType
 
     from pd_eagle.placement import Plan
 
 #: Of `sglang.Engine.generate`, but decided here for every request.
 _OURS = ("bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank", "rid_prefix")
-_END = object()
+#: Settings that bound the queue; unset, `PDEngine`'s own calls wait for each other.
+_QUEUE_LIMITS = ("max_queue", "queue_timeout_s")
 
 
 class PDEngine:
@@ -44,20 +45,17 @@ class PDEngine:
     def __init__(self, **settings: object) -> None:
         """Start every engine; returns when a token has gone through every pair.
 
-        Raises `SettingsError`, `PlanRefused` or `StartFailed`.
+        Raises `SettingsError`, `PlanRefused` or `StartFailed`; then nothing is left of it.
         """
         deployment = deployments.decide(Settings.from_kwargs(**settings), os.environ)
         self.plan: Plan = deployment.plan
-        front_args = deployment.front_args()
-        forked = None
-        if check_forked_engines(deployment):
-            # This process may have threads: the zygote is a Python of its own.
-            forked = zygote.spawn(deployment.environment, front_args, deployment.stack.preload)
-        self._loop = _LoopThread()
-        self._front: Front = self._loop.call(_make_front(deployment, forked))
-        starting = self._loop.submit(self._front.start())
+        self._thread = FrontThread(deployment)
+        # Whoever drops the last reference, or runs the cell again, keeps no engine with it.
+        weakref.finalize(self, self._thread.abandon).atexit = False  # the thread sees to that
+        self._front = self._thread.front
+        starting = self._thread.submit(self._front.start())
         try:
-            tokenizer = load_tokenizer(front_args)
+            tokenizer = load_tokenizer(deployment.front_args())
             self._input_class = generate_input_class()
             starting.result()
         except BaseException:
@@ -65,10 +63,12 @@ class PDEngine:
             self.shutdown()  # whoever keeps the error keeps no engine with it
             raise
         self._front.service.decode = tokenizer.decode
-        self._api = GenerateApi(self._front.service, tokenizer, incremental=False)
+        waits = settings.keys().isdisjoint(_QUEUE_LIMITS)
+        self._api = GenerateApi(self._front.service, tokenizer, incremental=False, patient=waits)
 
     def health(self) -> dict[str, Any]:
         """Return what `/health` of the server returns."""
+        self._thread.check_process()
         return self._front.health().as_json()
 
     def generate(
@@ -79,18 +79,22 @@ class PDEngine:
         *,
         messages: list[Any] | None = None,
         stream: bool = False,
+        progress: bool = False,
         **options: Any,
     ) -> Any:
         """Generate as `sglang.Engine.generate` does: a dictionary, or a list for several prompts.
 
         `messages` (a chat, or a list of chats) takes the place of `prompt`; `options` are the
         further arguments of `sglang.Engine.generate`. With `stream`, an iterator of results
-        so far. Raises `PdEagleError`.
+        so far; with `progress`, a bar that counts answered prompts. A list may have any length:
+        its prompts are begun as others end. Raises `PdEagleError`.
         """
         obj = self._input(prompt, sampling_params, input_ids, messages, stream, options)
+        results = self._results(obj, progress)
         if stream:
-            return self._iterate(obj)
-        return self._loop.call(_only(self._api.generate_request(obj)))
+            relay = self._relay(obj)
+            return relay.drain(partial(self._begin, relay, results))
+        return self._thread.call(_only(results))
 
     async def async_generate(
         self,
@@ -100,6 +104,7 @@ class PDEngine:
         *,
         messages: list[Any] | None = None,
         stream: bool = False,
+        progress: bool = False,
         **options: Any,
     ) -> Any:
         """Generate like `generate`, from any running loop; with `stream`, return an async iterator.
@@ -107,24 +112,22 @@ class PDEngine:
         Cancelling the call, or closing the iterator, aborts the request on every engine.
         """
         obj = self._input(prompt, sampling_params, input_ids, messages, stream, options)
+        results = self._results(obj, progress)
         if stream:
-            return self._iterate_async(obj)
-        return await asyncio.wrap_future(self._loop.submit(_only(self._api.generate_request(obj))))
+            relay = self._relay(obj)
+            return relay.adrain(partial(self._begin, relay, results))
+        return await asyncio.wrap_future(self._thread.submit(_only(results)))
 
     def shutdown(self, drain: float | bool = False) -> bool:
         """Stop every engine; a second call does nothing. False if requests were cut off.
 
         `drain` is how many seconds running requests may go on; True takes `drain_timeout_s`.
         """
-        if self._loop.closed:
+        self._thread.check_process()
+        if self._thread.ended:
+            self._thread.stop()  # another thread's call may still be at it
             return True
-        timeout_s = self._front.deployment.settings.drain_timeout_s if drain is True else drain
-        try:
-            return bool(self._loop.call(self._front.stop(float(timeout_s))))
-        finally:
-            self._loop.close()
-            if self._front.tracing is not None:
-                self._front.tracing.shutdown()
+        return self._thread.stop(self._thread.drain_timeout_s if drain is True else float(drain))
 
     def __enter__(self) -> Self:
         return self
@@ -135,7 +138,8 @@ class PDEngine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.shutdown()
+        if self._thread.ours:  # a forked child that leaves the block ends nothing
+            self.shutdown()
 
     # ---
 
@@ -148,8 +152,7 @@ class PDEngine:
         stream: bool,
         options: dict[str, Any],
     ) -> Any:
-        if self._loop.closed:
-            raise NotServing("this PDEngine has been shut down")
+        self._thread.check_usable()
         for name in _OURS:
             if options.pop(name, None) is not None:
                 raise InvalidRequest(f"{name}: wanted unset, it is decided for every request")
@@ -176,37 +179,18 @@ class PDEngine:
         )
         return rendered["input_ids"]
 
-    def _iterate(self, obj: Any) -> Iterator[dict[str, Any]]:
-        results: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        pumping = self._loop.submit(_pump(self._api.generate_request(obj), results.put))
-        try:
-            while (item := results.get()) is not _END:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            pumping.cancel()
+    def _results(self, obj: Any, progress: bool) -> AsyncGenerator[Any, None]:
+        if progress:
+            return _with_bar(self._api, obj)
+        return self._api.generate_request(obj)
 
-    async def _iterate_async(self, obj: Any) -> AsyncIterator[dict[str, Any]]:
-        results: asyncio.Queue[Any] = asyncio.Queue()
-        here = asyncio.get_running_loop()
+    def _relay(self, obj: Any) -> Relay:
+        one = isinstance(obj.text, str) or isinstance((obj.input_ids or [None])[0], int)
+        return Relay(self._thread.check_process, bounded=not one)
 
-        def put(item: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the caller's loop was closed: nobody reads
-                here.call_soon_threadsafe(results.put_nowait, item)
-
-        pumping = self._loop.submit(_pump(self._api.generate_request(obj), put))
-        try:
-            while (item := await results.get()) is not _END:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            pumping.cancel()
-
-
-async def _make_front(deployment: Any, forked: Any) -> Front:
-    return Front(deployment, forked)  # its events belong to the loop that runs it
+    def _begin(self, relay: Relay, results: AsyncGenerator[Any, None]) -> Callable[[], object]:
+        self._thread.check_usable()
+        return self._thread.submit(relay.feed(results)).cancel
 
 
 async def _only(results: AsyncGenerator[Any, None]) -> Any:
@@ -214,42 +198,27 @@ async def _only(results: AsyncGenerator[Any, None]) -> Any:
         return await anext(results)
 
 
-async def _pump(results: AsyncGenerator[Any, None], put: Any) -> None:
+async def _with_bar(api: GenerateApi, obj: Any) -> AsyncGenerator[Any, None]:
+    bar = ProgressBar()
     try:
-        async with aclosing(results):
+        async with aclosing(api.generate_request(obj, count=bar.count)) as results:
             async for result in results:
-                put(result)
-    except Exception as error:
-        put(error)
-    else:
-        put(_END)
+                yield result
+    finally:
+        bar.close()
 
 
-class _LoopThread:
-    """An event loop in a daemon thread: it must not keep a script from ending."""
+class ProgressBar:
+    """Counts answered prompts on standard error, or below a notebook's cell."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="pd_eagle", daemon=True)
-        self._thread.start()
+        self._bar: Any = None
 
-    @property
-    def closed(self) -> bool:
-        return self._loop.is_closed()
-
-    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
-    def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run `coroutine` in the thread's loop and wait; an interrupt of the wait cancels it."""
-        future = self.submit(coroutine)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+    def count(self, answered: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=total, desc="pd_eagle", unit="prompt")
+        self._bar.update(answered - self._bar.n)
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        if self._bar is not None:
+            self._bar.close()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pd_eagle.config import DEFAULT_BOOTSTRAP_PORT
 from pd_eagle.errors import StartFailed
+from pd_eagle.fork_safety import private_socket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +83,7 @@ def _reserve(port: int) -> socket.socket | None:
 
     A name in Linux's abstract namespace: it is gone with the process, whatever way that ends.
     """
-    reservation = socket.socket(socket.AF_UNIX)
+    reservation = private_socket(socket.AF_UNIX)
     try:
         reservation.bind(f"\0pd_eagle-bootstrap-{port}")
     except OSError:

@@ -105,6 +105,10 @@ class Service:
     def queued(self) -> int:
         return self.admission.queued
 
+    @property
+    def max_inflight(self) -> int:
+        return self.admission.limits.max_inflight
+
     # --- life
 
     async def start(self, launch: Callable[[str, Path], Launch]) -> None:
@@ -207,21 +211,25 @@ class Service:
         self._refuse_unless_serving()
         self.admission.refuse_if_full()
 
-    async def stream(self, request: Request, group: object = None) -> AsyncGenerator[Delta, None]:
+    async def stream(
+        self, request: Request, group: object = None, *, patient: bool = False
+    ) -> AsyncGenerator[Delta, None]:
         """Yield what the engines add to `request`; the last delta is `finished`.
 
         Close the generator (`contextlib.aclosing`) to abort. Requests of one `group` wait in one
-        line. Raises `InvalidRequest` before anything is sent to an engine, else a `PdEagleError`
-        as the request's one terminal event.
+        line. One that is `patient` is never refused for the length of the queue, and its time
+        counts from its turn. Raises `InvalidRequest` before anything is sent to an engine, else a
+        `PdEagleError` as the request's one terminal event.
         """
         self._refuse_unless_serving()
         cost = self.check(request)
-        deadline = asyncio.get_running_loop().time() + (
-            request.timeout_s or self._policy.request_timeout_s
-        )
+        loop = asyncio.get_running_loop()
+        timeout_s = request.timeout_s or self._policy.request_timeout_s
+        last_turn = None if patient else loop.time() + timeout_s
         watch = self.begin(request)
         # One generator down to the handoff: each more would be passed by every token.
-        async with self._admitted(request, group, cost, deadline, watch):
+        async with self._admitted(request, group, cost, last_turn, watch):
+            deadline = last_turn or loop.time() + timeout_s
             progress = Progress(request, self.decode)
             early = self._policy.resume and first_may_come_early(request)
             tried: list[str] = []
@@ -257,13 +265,18 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _admitted(
-        self, request: Request, group: object, cost: int, deadline: float, watch: RequestWatch
+        self,
+        request: Request,
+        group: object,
+        cost: int,
+        last_turn: float | None,
+        watch: RequestWatch,
     ) -> AsyncGenerator[None, None]:
         """Hold a place for `request`, and tell `watch` how it ended."""
         self._open(1)
         try:
             line = request.rid if group is None else id(group)
-            await self.admission.enter(line, cost, deadline)
+            await self.admission.enter(line, cost, last_turn)
             watch.admitted(len(request.input_ids))
             try:
                 yield

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pd_eagle.errors import PdEagleError, StartFailed
+from pd_eagle.fork_safety import private_folder
 from pd_eagle.worker import Worker
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Supervisor:
         Raises `StartFailed` of the first that fails, after all others were ended.
         """
         self._launch = launch
-        self._folder = tempfile.TemporaryDirectory(prefix="pd_eagle-")
+        self._folder = private_folder(tempfile.TemporaryDirectory(prefix="pd_eagle-"))
         starts = [asyncio.create_task(self._start(worker)) for worker in self.workers]
         try:
             await asyncio.gather(*starts)

@@ -29,6 +29,7 @@ import msgspec
 from pd_eagle import heap
 from pd_eagle.channel import Channel
 from pd_eagle.errors import StartFailed
+from pd_eagle.fork_safety import private_socketpair
 from pd_eagle.launch import Ends, WorkerProcess, uninterrupted, when_ended
 from pd_eagle.orphan import bind_group, lead_group_bound_to
 
@@ -193,6 +194,14 @@ class ZygoteProcess:
     answers: socket.socket
     lifeline: socket.socket
 
+    def discard(self) -> None:
+        """End a zygote that nobody has begun to use."""
+        self.lifeline.close()  # the kernel kills it
+        for end in (self.requests, self.answers):
+            end.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
 
 def fork_from_here(argument: Any, step: str = PRELOAD) -> ZygoteProcess:
     """Call `step`, "module:function", with `argument` here, then fork the zygote.
@@ -203,7 +212,7 @@ def fork_from_here(argument: Any, step: str = PRELOAD) -> ZygoteProcess:
     _prepare(step, argument)
     if reason := why_not_fork():
         raise StartFailed(f"the zygote cannot be forked from this process: {reason}")
-    ours, its = _socketpairs()
+    ours, its = _socketpairs(socket.socketpair)
     pid = os.fork()
     if pid == 0:
         for end in ours:
@@ -220,7 +229,7 @@ def spawn(environment: Mapping[str, str], argument: Any, step: str = PRELOAD) ->
 
     It does `step` with `argument`, which must be JSON, before it says that it is ready.
     """
-    ours, its = _socketpairs()
+    ours, its = _socketpairs(private_socketpair)
     fds = [end.fileno() for end in its]
     child = subprocess.Popen(
         [sys.executable, "-m", "pd_eagle.zygote", *map(str, fds), step, json.dumps(argument)],
@@ -239,9 +248,11 @@ def spawn(environment: Mapping[str, str], argument: Any, step: str = PRELOAD) ->
 _ThreeSockets = tuple[socket.socket, socket.socket, socket.socket]
 
 
-def _socketpairs() -> tuple[_ThreeSockets, _ThreeSockets]:
+def _socketpairs(
+    make: Callable[[], tuple[socket.socket, socket.socket]],
+) -> tuple[_ThreeSockets, _ThreeSockets]:
     """Return the front's and the zygote's ends: requests, answers, lifeline."""
-    first, second, third = (socket.socketpair() for _ in range(3))
+    first, second, third = (make() for _ in range(3))
     return (first[0], second[0], third[0]), (first[1], second[1], third[1])
 
 

@@ -33,7 +33,7 @@ fit placement
 engine_args
 doctor
 deployment
-channel orphan launch engine_metrics
+channel fork_safety orphan launch engine_metrics
 engine worker_main zygote
 worker
 ports supervisor
@@ -41,10 +41,10 @@ router resume admission handoff canary limits
 metrics
 tracing
 service
-generate_api openai_api
+batches generate_api openai_api
 health turns app
-front
-pd_engine
+gpu_holds front
+relay front_thread pd_engine
 serve
 cli __main__
 """
@@ -60,6 +60,7 @@ DOORS: dict[str, set[str]] = {
     "huggingface_hub": {"models"},
     "prometheus_client": {"metrics", "engine_metrics"},
     "numpy": {"metrics"},
+    "tqdm": {"pd_engine"},
     "opentelemetry": {"tracing"},
     "starlette": {"app", "turns", "openai_api"},
     # SGLang's OpenAI classes speak in these.
@@ -78,6 +79,7 @@ DOORS: dict[str, set[str]] = {
         "resume",
         "limits",
         "tracing",
+        "generate_api",
     },
 }
 

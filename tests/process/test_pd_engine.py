@@ -3,65 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
+import time
+import weakref
 from functools import partial
-from types import SimpleNamespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry import trace
 
-from pd_eagle import deployment as deployments
-from pd_eagle import pd_engine
-from pd_eagle.errors import InvalidRequest, NotServing, SettingsError, StartFailed, WorkerDied
-from pd_eagle.pd_engine import PDEngine
-from tests import scripted
+from pd_eagle import front_thread, pd_engine
+from pd_eagle.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    NotServing,
+    Overloaded,
+    SettingsError,
+    StartFailed,
+    WorkerDied,
+)
 from tests.otlp import Collector, names
-from tests.process import processes
-from tests.process.server import tiny_model
+from tests.process import pd_scripted, processes
+from tests.process.pd_scripted import scripted_stack
 from tests.scripted import Act, Script, answer_to, ids_of
-from tests.unit.generate_input import GenerateInput
 from tests.unit.test_tracing import Spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+    from pd_eagle.pd_engine import PDEngine
 
     Start = Callable[..., PDEngine]
 
-SCRIPT = Script(acts={"h": Act("hang", after=2), "s": Act(pause_s=0.01)})
 SHORT = {"max_new_tokens": 4}
 
 
-class LetterTokenizer:
-    """A token a letter; a chat is its contents, one after another."""
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": ids_of(text)}
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(map(chr, ids))
-
-    def apply_chat_template(self, messages: Any, **_: Any) -> dict[str, Any]:
-        if isinstance(messages[0], list):
-            return {"input_ids": [self.apply_chat_template(chat)["input_ids"] for chat in messages]}
-        return self("".join(message["content"] for message in messages))
-
-
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+def start(tmp_path: Path) -> Iterator[Start]:
     """Give `PDEngine` with the scripted stack in SGLang's place."""
-    decide = partial(deployments.decide, stack=scripted.STACK)
-    monkeypatch.setattr(pd_engine, "deployments", SimpleNamespace(decide=decide))
-    monkeypatch.setattr(pd_engine, "load_tokenizer", lambda args: LetterTokenizer())
-    monkeypatch.setattr(pd_engine, "generate_input_class", lambda: GenerateInput)
-    settings = {"model_path": str(tiny_model(tmp_path)), "device": "cpu", "pd_mode": "on"}
-    settings["served_model_name"] = "letters"
-
-    def start(script: Script = SCRIPT, **more: Any) -> PDEngine:
-        return PDEngine(**settings, decode_engine_args=script.as_args(), **more)
-
-    return start
+    with scripted_stack():
+        yield partial(pd_scripted.start, tmp_path)
 
 
 @pytest.fixture
@@ -122,7 +114,7 @@ def idle(engine: PDEngine) -> bool:
                 pass
         return service.open == 0
 
-    return bool(engine._loop.call(wait()))
+    return bool(engine._thread.call(wait()))
 
 
 def test_leaving_a_stream_aborts_it(engine: PDEngine) -> None:
@@ -171,6 +163,303 @@ def test_two_in_one_process(start: Start) -> None:
         assert first.generate("a", SHORT) != second.generate("b", SHORT)
     with start() as third:
         assert third.generate("a", SHORT)["text"] == answer_to("a", 4)
+
+
+# --- batches of any length
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_batch_may_be_longer_than_the_queue(start: Start, stream: bool) -> None:
+    prompts = [f"prompt {n}" for n in range(300)]
+    with start(max_inflight=4) as engine:
+        waiting = engine._front.service.admission.limits.max_queue
+        assert waiting < len(prompts)
+        results = engine.generate(prompts, SHORT, stream=stream)
+        if stream:
+            last = {result["index"]: result for result in results}
+            results = [last[n] for n in range(len(prompts))]
+    assert [result["text"] for result in results] == [answer_to(p, 4) for p in prompts]
+
+
+def test_no_part_of_a_call_is_refused_for_the_others(start: Start) -> None:
+    slow = {"max_new_tokens": 10}  # a tenth of a second
+    with start(max_inflight=2, max_queue=0, queue_timeout_s=0.05) as engine:
+        assert len(engine.generate(["s"] * 12, slow)) == 12
+        # between calls the settings hold
+        streams = [engine.generate("s", {"max_new_tokens": 500}, stream=True) for _ in range(2)]
+        for stream in streams:
+            next(stream)
+        with pytest.raises(Overloaded, match="no more are taken"):
+            engine.generate(["a", "b"])
+        for stream in streams:
+            stream.close()
+
+
+def test_calls_wait_for_each_other_as_long_as_it_takes(start: Start) -> None:
+    async def cells(engine: PDEngine) -> list[Any]:
+        return await asyncio.gather(*(engine.async_generate("abc", SHORT) for _ in range(200)))
+
+    with start(max_inflight=2) as engine:
+        assert engine._front.service.admission.limits.max_queue < 198
+        assert {a["text"] for a in asyncio.run(cells(engine))} == {answer_to("abc", 4)}
+
+
+def test_a_bad_prompt_of_a_batch_is_told_while_the_first_ones_run(start: Start) -> None:
+    prompts = ["h"] * 4 + ["a"] * 50 + ["x" * 2000]
+    with start(max_inflight=2) as engine:
+        with pytest.raises(ContextLengthExceeded, match="prompt 54: the prompt has 2000 tokens"):
+            engine.generate(prompts)
+        assert idle(engine)
+
+
+def test_a_paused_reader_holds_no_place(start: Start) -> None:
+    with start(max_inflight=2) as engine:
+        results = engine.generate(["abc"] * 50, {"max_new_tokens": 100}, stream=True)
+        next(results)
+        assert engine.generate("x", SHORT)["text"] == answer_to("x", 4)
+        while engine.health()["inflight"]:
+            time.sleep(0.01)
+        # so nothing of the rest has begun, and its results are not kept anywhere
+        served = sum(worker.served for worker in engine._front.service.workers)
+        assert served < 2 * 20
+        assert sum(result["text"] == answer_to("abc", 100) for result in results) == 50
+
+
+def test_a_bar_counts_answered_prompts(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
+    with start() as engine:
+        engine.generate(["a", "b", "c"], SHORT, progress=True)
+        assert "3/3" in capfd.readouterr().err
+        list(engine.generate(["a", "b"], SHORT, stream=True, progress=True))
+        assert "2/2" in capfd.readouterr().err
+        engine.generate(["a", "b"], SHORT)
+        assert "2/2" not in capfd.readouterr().err
+
+
+# --- forks
+
+
+def in_a_fork(attempts: Callable[[], list[str]]) -> list[str]:
+    """Return what `attempts` returns in a forked child; fails after 10 s."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(writing, json.dumps(attempts()).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    try:
+        assert select.select([reading], [], [], 10)[0], "the child hangs"
+        return list(json.loads(os.read(reading, 2**16)))
+    finally:
+        os.close(reading)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_a_forked_child_is_told_at_once(engine: PDEngine) -> None:
+    begun = engine.generate("s", {"max_new_tokens": 100}, stream=True)
+    next(begun)
+
+    async def later() -> None:
+        async for _ in await engine.async_generate("a", stream=True):
+            pass
+
+    calls: list[Callable[[], object]] = [
+        lambda: engine.generate("a"),
+        lambda: next(engine.generate("a", stream=True)),
+        lambda: list(begun),
+        lambda: asyncio.run(engine.async_generate("a")),
+        lambda: asyncio.run(later()),
+        engine.health,
+        engine.shutdown,
+    ]
+
+    def attempts() -> list[str]:
+        said = []
+        for call in calls:
+            with pytest.raises(NotServing) as caught:
+                call()
+            said.append(str(caught.value))
+        with engine:
+            pass  # leaving a block ends nothing in the child
+        return said
+
+    said = in_a_fork(attempts)
+    assert len(said) == len(calls)
+    assert all(f"belongs to process {os.getpid()}" in text for text in said)
+    assert list(begun)[-1]["text"] == answer_to("s", 100)
+    assert engine.generate("a", SHORT)["text"] == answer_to("a", 4)
+
+
+def test_a_forked_child_holds_nothing(engine: PDEngine) -> None:
+    def links() -> list[str]:
+        found = processes.open_files().values()
+        return sorted(name for name in found if name.startswith(("socket:", "pipe:")))
+
+    ours = set(links())
+    kept = set(in_a_fork(links))
+    sockets = engine._front.service.workers[0]._process
+    assert sockets is not None
+    lifeline = os.readlink(f"/proc/self/fd/{sockets.lifeline.fileno()}")
+    assert lifeline in ours
+    assert lifeline not in kept
+    # a socket pair and a pipe a worker, three of the zygote's, a port's
+    assert len(ours - kept) >= 3 * len(engine.plan.workers) + 3 + 1
+
+
+def test_a_child_that_ends_removes_no_folder(engine: PDEngine) -> None:
+    folder = engine._front.service.workers[0].temp_dir
+    assert folder is not None
+    pid = os.fork()
+    if pid == 0:
+        try:
+            weakref.finalize._exitfunc()  # type: ignore[attr-defined] # as at the exit of Python
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert folder.is_dir()
+
+
+def test_a_later_start_in_a_forked_child_works(start: Start, tmp_path: Path) -> None:
+    with start():
+        answers = in_a_fork(lambda: [start().generate("a", SHORT)["text"]])
+    assert answers == [answer_to("a", 4)]
+
+
+@contextlib.contextmanager
+def owner(what: str, folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Give a script that owns an engine, when it is there, and the child that it forked."""
+    script = subprocess.Popen(
+        [sys.executable, "-m", "tests.process.pd_scripted", what, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with script:
+        assert script.stdout is not None
+        try:
+            yield script, script.stdout.readline().split()[-1]
+        finally:
+            script.kill()
+
+
+def test_engines_end_with_their_owner_though_its_child_lives_on(tmp_path: Path, mark: str) -> None:
+    with owner("fork", tmp_path) as (script, child):
+        engines = processes.alive_with(mark) - {script.pid, int(child)}
+        assert len(engines) >= 3
+        script.kill()
+        script.wait()
+        left = processes.still_alive(engines, timeout_s=5)
+        lives = processes.still_alive({int(child)}, timeout_s=0)
+        os.kill(int(child), signal.SIGKILL)
+    assert not left
+    assert lives
+
+
+# --- every end
+
+
+def test_a_script_may_end_without_a_shutdown(tmp_path: Path, mark: str) -> None:
+    with owner("end", tmp_path) as (script, _):
+        folders = set(Path(tempfile.gettempdir()).glob("pd_eagle-*"))
+        assert script.wait(20) == 0
+    assert not processes.still_alive(processes.alive_with(mark), timeout_s=2)
+    assert folders - set(Path(tempfile.gettempdir()).glob("pd_eagle-*")), "its folder is left"
+
+
+def test_a_dropped_engine_ends(start: Start, mark: str) -> None:
+    engine = start()
+    assert engine.generate("a", SHORT)
+    del engine
+    assert not processes.still_alive(processes.alive_with(mark), timeout_s=5)
+
+
+def test_an_engine_in_a_cycle_ends_when_it_is_collected(start: Start, mark: str) -> None:
+    cycle: list[Any] = [start()]
+    cycle.append(cycle)
+
+    async def collect() -> None:  # where a blocking end would stop everything
+        nonlocal cycle
+        cycle = []
+        began = time.monotonic()
+        await asyncio.to_thread(gc.collect)
+        assert time.monotonic() - began < 5
+
+    asyncio.run(collect())
+    assert not processes.still_alive(processes.alive_with(mark), timeout_s=5)
+
+
+def test_a_stream_keeps_its_engine(start: Start, mark: str) -> None:
+    results = start().generate("s", {"max_new_tokens": 30}, stream=True)
+    assert list(results)[-1]["text"] == answer_to("s", 30)
+    del results
+    assert not processes.still_alive(processes.alive_with(mark), timeout_s=5)
+
+
+def test_a_cell_run_again_leaves_one_engine(start: Start, mark: str) -> None:
+    engine = start()
+    first = processes.alive_with(mark)
+    engine = start()
+    assert not processes.still_alive(first, timeout_s=5)
+    assert engine.generate("a", SHORT)["text"] == answer_to("a", 4)
+    engine.shutdown()
+
+
+def test_a_start_waits_for_those_that_end(start: Start, mark: str) -> None:
+    engine = start(disagg_bootstrap_port=39871)
+    del engine
+    with start(disagg_bootstrap_port=39871) as engine:  # else: somebody uses it
+        assert engine.generate("a", SHORT)["text"] == answer_to("a", 4)
+
+
+def test_a_front_that_cannot_be_made_leaves_nothing(
+    start: Start, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no front")
+
+    monkeypatch.setattr(front_thread, "Front", fails)
+    with pytest.raises(RuntimeError, match="no front"):
+        start()
+    assert not processes.alive_with(mark)
+    assert "pd_eagle" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_start_refused_for_its_port_leaves_no_zygote(start: Start, mark: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        with pytest.raises(StartFailed, match="wanted a free port") as kept:
+            start(disagg_bootstrap_port=taken.getsockname()[1])
+        assert not processes.alive_with(mark), kept
+
+
+def test_two_threads_may_shut_it_down(start: Start) -> None:
+    engine = start()
+    ends = [threading.Thread(target=engine.shutdown) for _ in range(4)]
+    for end in ends:
+        end.start()
+    for end in ends:
+        end.join(20)
+        assert not end.is_alive()
+
+
+def test_engines_that_do_not_stop_are_killed(
+    start: Start, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start()
+    in_time = engine._front.stop
+
+    async def late(drain_timeout_s: float) -> bool:
+        for worker in engine._front.service.workers:
+            assert worker._process is not None
+            await worker._process.exited.wait()
+        return await in_time(drain_timeout_s)
+
+    monkeypatch.setattr(front_thread, "_STOP_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(engine._front, "stop", late)
+    assert engine.shutdown() is False
+    assert not processes.still_alive(processes.alive_with(mark), timeout_s=5)
 
 
 def test_after_the_shutdown(start: Start, mark: str) -> None:

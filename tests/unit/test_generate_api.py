@@ -30,13 +30,17 @@ class Letters:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.groups: list[object] = []
+        self.patient: list[bool] = []
         self.open = 0
         self.most_open = 0
         self.tokenized_in: list[str] = []
 
-    async def stream(self, request: Request, group: object) -> AsyncGenerator[Delta, None]:
+    async def stream(
+        self, request: Request, group: object, *, patient: bool
+    ) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)
         self.groups.append(group)
+        self.patient.append(patient)
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:

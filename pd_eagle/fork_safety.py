@@ -1,0 +1,88 @@
+"""Sockets that say that this process lives, kept from the children that it may fork.
+
+The kernel ends a worker when no process holds the other end of its lifeline any more. A child made
+by `os.fork` or by multiprocessing would inherit that end, and the engines would live as long as the
+child; a reserved port or GPU would stay taken. Children that execute another program inherit
+nothing: Python's descriptors are closed on exec. It does not know what the sockets are for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tempfile
+
+# Held from before a descriptor is made until it is in a table below, and during every fork: else a
+# fork by another thread could fall in between.
+_lock = threading.RLock()
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+#: Descriptor → inode: the number alone may be another file's by now.
+_pipes: dict[int, int] = {}
+_folders: weakref.WeakSet[tempfile.TemporaryDirectory[str]] = weakref.WeakSet()
+
+
+def private_socket(family: socket.AddressFamily) -> socket.socket:
+    """Return a socket that forked children of this process do not have."""
+    with _lock:
+        made = socket.socket(family)
+        _sockets.add(made)
+    return made
+
+
+def private_socketpair() -> tuple[socket.socket, socket.socket]:
+    """Return a pair of connected sockets that forked children of this process do not have."""
+    with _lock:
+        pair = socket.socketpair()
+        _sockets.update(pair)
+    return pair
+
+
+def private_pipe() -> tuple[int, int]:
+    """Return the ends of a pipe, to read and to write, that forked children do not have."""
+    with _lock:
+        for fd in [fd for fd, inode in _pipes.items() if _inode(fd) != inode]:
+            del _pipes[fd]  # closed since
+        pipe = os.pipe()
+        _pipes.update({fd: os.fstat(fd).st_ino for fd in pipe})
+    return pipe
+
+
+def private_folder(folder: tempfile.TemporaryDirectory[str]) -> tempfile.TemporaryDirectory[str]:
+    """Return `folder`, which will not be removed when a forked child of this process ends."""
+    _folders.add(folder)
+    return folder
+
+
+def _inode(fd: int) -> int | None:
+    try:
+        return os.fstat(fd).st_ino
+    except OSError:
+        return None
+
+
+def _close_in_child() -> None:
+    for ours in list(_sockets):
+        # Not close(): uvloop holds a socket that it serves, so that close() would wait for it.
+        with contextlib.suppress(OSError):
+            os.close(ours.detach())
+    for fd, inode in _pipes.items():
+        if _inode(fd) == inode:
+            os.close(fd)
+    for folder in list(_folders):
+        # No public way: `delete=False` came with Python 3.12, and it is for this process too.
+        folder._finalizer.detach()  # type: ignore[attr-defined]
+    _sockets.clear()
+    _pipes.clear()
+    _folders.clear()
+    _lock.release()
+
+
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_close_in_child
+)
