@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: What this process itself serves on its GPUs, by their names; the kernel tells the rest.
 _served_here: dict[str, str] = {}
+#: Times that the kernel can be asked who holds a GPU: nobody accepts those connections.
+_ASKED = 4096
 _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: Linux, unix(7)
 
 
@@ -49,7 +51,7 @@ class GpuHolds:
         hold = private_socket(socket.AF_UNIX)
         try:
             hold.bind(name)
-            hold.listen(1)  # for whoever asks the kernel whose it is
+            hold.listen(_ASKED)  # the kernel tells whoever connects whose it is
         except OSError:
             hold.close()
             return f"GPU {device.index} ({device.name}, {device.uuid}) is held by {_holder(name)}"

@@ -7,6 +7,7 @@ any, and stays, or ends without a shutdown.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -77,6 +78,7 @@ def _main(what: str, folder: Path) -> None:
     sys.stdout.flush()
     if what != "end":
         signal.pause()
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout)  # what engines say is logged
     assert engine.health()["status"] == "ready"
 
 

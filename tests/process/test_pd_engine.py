@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -15,15 +16,18 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 import weakref
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from opentelemetry import trace
 
-from pd_eagle import front_thread, pd_engine
+from pd_eagle import devices, front_thread, pd_engine
+from pd_eagle.devices import Device, Inventory
 from pd_eagle.errors import (
     ContextLengthExceeded,
     InvalidRequest,
@@ -183,10 +187,11 @@ def test_a_batch_may_be_longer_than_the_queue(start: Start, stream: bool) -> Non
 
 def test_no_part_of_a_call_is_refused_for_the_others(start: Start) -> None:
     slow = {"max_new_tokens": 10}  # a tenth of a second
-    with start(max_inflight=2, max_queue=0, queue_timeout_s=0.05) as engine:
-        assert len(engine.generate(["s"] * 12, slow)) == 12
+    one_at_a_time = msgspec.structs.replace(pd_scripted.SCRIPT, max_total_tokens=600)
+    with start(one_at_a_time, max_inflight=2, max_queue=0, queue_timeout_s=0.05) as engine:
+        assert len(engine.generate(["s" * 300] * 6, slow)) == 6
         # between calls the settings hold
-        streams = [engine.generate("s", {"max_new_tokens": 500}, stream=True) for _ in range(2)]
+        streams = [engine.generate("s", {"max_new_tokens": 250}, stream=True) for _ in range(2)]
         for stream in streams:
             next(stream)
         with pytest.raises(Overloaded, match="no more are taken"):
@@ -363,6 +368,9 @@ def test_a_script_may_end_without_a_shutdown(tmp_path: Path, mark: str) -> None:
     with owner("end", tmp_path) as (script, _):
         folders = set(Path(tempfile.gettempdir()).glob("pd_eagle-*"))
         assert script.wait(20) == 0
+        assert script.stdout is not None
+        stopped = re.findall(r"[\w-]+ \| shut down", script.stdout.read())
+    assert sorted(stopped) == ["decode-0 | shut down", "prefill-0 | shut down"]
     assert not processes.still_alive(processes.alive_with(mark), timeout_s=2)
     assert folders - set(Path(tempfile.gettempdir()).glob("pd_eagle-*")), "its folder is left"
 
@@ -432,6 +440,25 @@ def test_a_start_refused_for_its_port_leaves_no_zygote(start: Start, mark: str) 
         with pytest.raises(StartFailed, match="wanted a free port") as kept:
             start(disagg_bootstrap_port=taken.getsockname()[1])
         assert not processes.alive_with(mark), kept
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    h100s = (Device(n, "NVIDIA H100 80GB HBM3", f"GPU-{uuid.uuid4()}", 80 * 2**30) for n in (0, 1))
+    inventory = Inventory("cuda", tuple(h100s), "a test")
+    monkeypatch.setattr(devices, "discover", lambda *_: inventory)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_second_on_the_same_gpus_is_told_who_has_them(start: Start, mark: str) -> None:
+    with start(device="cuda") as first:
+        running = processes.alive_with(mark)
+        with pytest.raises(StartFailed, match=r"GPU 0 .* this process .* serves letters; GPU 1 "):
+            start(device="cuda")
+        assert processes.alive_with(mark) == running
+        assert first.generate("a", SHORT)["text"] == answer_to("a", 4)
+        start(device="cuda", mem_fraction_static=0.4).shutdown()  # meant to share
+    start(device="cuda").shutdown()
 
 
 def test_two_threads_may_shut_it_down(start: Start) -> None:

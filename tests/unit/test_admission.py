@@ -184,3 +184,16 @@ def test_whoever_was_let_in_has_a_place() -> None:
         door.refuse_if_full()
     door.dismiss_client("a")
     door.refuse_if_full()
+
+
+async def test_a_call_of_this_process_waits_as_long_as_it_takes() -> None:
+    door = admission(inflight=1, queue=0, wait_s=0.01)
+    await door.enter("a", 1)
+    own = later(door.enter("own", 1, None))
+    await asyncio.sleep(0.05)
+    assert not own.done()
+    with pytest.raises(Overloaded):
+        await door.enter("client", 1)
+    door.leave(1)
+    await own
+    assert (door.inflight, door.queued) == (1, 0)
