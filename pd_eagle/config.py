@@ -213,6 +213,12 @@ class Settings:
     cpu_threads: int = _setting(
         forms.whole(1), "Threads that each engine calculates with; on a CPU alone.", 1
     )
+    cpu_untested_models: bool = _setting(
+        forms.FLAG,
+        "Start a model on the CPU though it was not held against transformers there: it may answer"
+        " otherwise, or die at its first request.",
+        False,
+    )
     otlp_endpoint: str | None = _setting(
         forms.URL,
         "OpenTelemetry collector that gets spans, by HTTP, e.g. http://localhost:4318. Other OTEL_"

@@ -5,10 +5,12 @@ Nothing is started here and nothing needs SGLang; what cannot work is refused he
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle import cpu, demo, devices, drafts, engine_args, models, placement
+from pd_eagle import cpu, cpu_families, demo, devices, drafts, engine_args, models, placement
+from pd_eagle.errors import PlanRefused
 from pd_eagle.known_models import DEFAULT, EMBEDDED
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from pd_eagle.config import Settings
     from pd_eagle.devices import Inventory
-    from pd_eagle.models import ModelShape
+    from pd_eagle.models import Description, ModelShape
     from pd_eagle.placement import Plan, WorkerPlan
 
 
@@ -32,6 +34,7 @@ class Outline:
     plan: Plan
     transfer: str | None
     transfer_reason: str | None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 def outline(settings: Settings, inventory: Inventory, transfers: Collection[str]) -> Outline:
@@ -41,16 +44,38 @@ def outline(settings: Settings, inventory: Inventory, transfers: Collection[str]
     """
     engine_args.check(settings)
     model = models.model_of(settings, inventory.kind)
-    shape = models.load_shape(model)
+    target = models.describe(model)
+    draft = drafts.draft_path(settings, model)
+    drafting = models.describe(draft, _DRAFT) if draft else None
+    notes = _check_on_cpu(settings, target, drafting) if inventory.kind == "cpu" else ()
+    shape = target.shape
     if settings.speculative_token_map:
         drafts.check_token_map(settings.speculative_token_map, shape.vocab_size)
-    draft = drafts.draft_path(settings, model)
-    draft_shape = models.load_shape(draft, "SPECULATIVE_DRAFT_MODEL_PATH") if draft else None
-    plan = placement.plan(settings, inventory, shape, draft_shape)
+    plan = placement.plan(settings, inventory, shape, drafting.shape if drafting else None)
+    plan = dataclasses.replace(plan, notes=(*plan.notes, *notes))
     transfer, reason = None, None
     if plan.mode == "pd":
         transfer, reason = engine_args.choose_transfer(settings, plan.kind, transfers)
-    return Outline(settings, inventory, model, shape, draft, plan, transfer, reason)
+    model_args = engine_args.of_model(target.config)
+    return Outline(settings, inventory, model, shape, draft, plan, transfer, reason, model_args)
+
+
+_DRAFT = "SPECULATIVE_DRAFT_MODEL_PATH"
+
+
+def _check_on_cpu(
+    settings: Settings, target: Description, draft: Description | None
+) -> tuple[str, ...]:
+    """Refuse what engines on the CPU cannot run; return notes where the user tries all the same."""
+    try:
+        cpu_families.check("MODEL_PATH", target.name, target.config, settings.speculative_algorithm)
+        if draft and draft.name != target.name:
+            cpu_families.check_draft(_DRAFT, draft.name, draft.config)
+    except PlanRefused as refusal:
+        if not settings.cpu_untested_models:
+            raise
+        return (f"CPU_UNTESTED_MODELS=true, or this would be refused: {refusal}",)
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +130,7 @@ class Deployment:
             bootstrap_port=bootstrap_port,
             shape=self.outline.shape,
         )
-        return self.tracing_args | args
+        return {**self.tracing_args, **self.outline.model_args, **args}
 
     def front_args(self) -> dict[str, Any]:
         """Return the arguments with which the front reads templates and parsers: the serving

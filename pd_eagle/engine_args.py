@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 from typing import TYPE_CHECKING, Any
 
 from pd_eagle.errors import SettingsError
@@ -177,6 +178,20 @@ def check(settings: Settings) -> None:
     ]
     if problems:
         raise SettingsError("\n".join(problems))
+
+
+def of_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that tell SGLang 0.5.23 what it misses in a model's config.json.
+
+    transformers 5 writes Gemma 2's activation under one name; SGLang reads two, and takes the
+    model only when both say the same.
+    """
+    activation = config.get("hidden_activation")
+    if "Gemma2ForCausalLM" not in (config.get("architectures") or ()) or "hidden_act" in config:
+        return {}
+    if activation is None:
+        return {}
+    return {"json_model_override_args": json.dumps({"hidden_act": activation})}
 
 
 def _given(settings: Settings) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,12 @@ from pd_eagle.known_models import CONFIGS, DEFAULT, EMBEDDED
 from pd_eagle.shapes import ModelShape, shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pd_eagle.config import Settings
     from pd_eagle.devices import Kind
 
-__all__ = ["HUB_TIMEOUT_S", "ModelShape", "load_shape", "model_of"]
+__all__ = ["HUB_TIMEOUT_S", "Description", "ModelShape", "describe", "load_shape", "model_of"]
 
 # huggingface_hub 1.33 tries five times, which takes 23 s where no name server answers.
 HUB_TIMEOUT_S = 10.0
@@ -34,28 +35,54 @@ def model_of(settings: Settings, kind: Kind) -> str:
     return settings.model_path or (DEFAULT if kind == "cuda" else EMBEDDED)
 
 
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a model's files say of it: its config.json, and the bytes of its weights if at hand."""
+
+    name: str
+    config: Mapping[str, Any]
+    checkpoint_bytes: int | None = None
+
+    @property
+    def shape(self) -> ModelShape:
+        """The numbers of the model; raises SettingsError where one is missing."""
+        return shape_of(self.name, self.config, self.checkpoint_bytes)
+
+
 def load_shape(
     name: str,
     variable: str = "MODEL_PATH",
     fetch: Callable[[str], Path] | None = None,
 ) -> ModelShape:
-    """Return the shape of the model `name`: known here, a directory, or a Hugging Face name.
+    """Return the shape of what `describe` finds."""
+    return describe(name, variable, fetch).shape
+
+
+def describe(
+    name: str,
+    variable: str = "MODEL_PATH",
+    fetch: Callable[[str], Path] | None = None,
+) -> Description:
+    """Return what is known of the model `name`: known here, a directory, or a Hugging Face name.
 
     `fetch` brings the config.json of a Hugging Face name: by default from the local cache, else
     from the hub, within HUB_TIMEOUT_S. Raises SettingsError that names `variable`.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return shape_of(name, _config(folder / "config.json", name, variable), _on_disk(folder))
+        config = _config(folder / "config.json", name, variable)
+        if (folder / "hf_quant_config.json").is_file():  # ModelOpt's, which SGLang reads as well
+            config.setdefault("quantization_config", {"quant_method": "modelopt"})
+        return Description(name, config, _on_disk(folder))
     if name in CONFIGS:
-        return shape_of(name, CONFIGS[name])
+        return Description(name, CONFIGS[name])
     if not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise SettingsError(f"{variable}={name!r}: no such directory; {_WANTED}")
     try:
         path = (fetch or _from_hub)(name)
     except OSError as error:
         raise SettingsError(f"{variable}={name!r}: {error}; {_WANTED}") from error
-    return shape_of(name, _config(path, name, variable))
+    return Description(name, _config(path, name, variable))
 
 
 def _config(path: Path, name: str, variable: str) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def shape_of(
 
     Raises SettingsError when a number that every model has is missing.
     """
-    part = {**config, **config.get("text_config", {}), **config.get("llm_config", {})}
+    part = _renamed({**config, **config.get("text_config", {}), **config.get("llm_config", {})})
     quantization, quantized_bytes, block = _quantization(config)
     try:
         heads, hidden = int(part["num_attention_heads"]), int(part["hidden_size"])
@@ -199,6 +199,23 @@ def shape_of(
         aux_hidden_states=config.get("num_aux_hidden_states"),
         checkpoint_bytes=checkpoint_bytes,
     )
+
+
+# How GPT-2 and its kind call what everybody else calls otherwise.
+_ALIASES = {
+    "num_attention_heads": "n_head",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "max_position_embeddings": "n_positions",
+    "intermediate_size": "n_inner",
+}
+
+
+def _renamed(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = {name: part[alias] for name, alias in _ALIASES.items() if part.get(alias)}
+    if "n_embd" in part:
+        found.setdefault("intermediate_size", 4 * int(part["n_embd"]))
+    return {**found, **part}
 
 
 def _first(part: Mapping[str, Any], *names: str) -> int:

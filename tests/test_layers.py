@@ -28,7 +28,7 @@ cpu.overrides cpu
 demo
 forms unknown_names known_models config
 devices
-shapes models drafts
+shapes models drafts cpu_families
 fit placement
 engine_args
 doctor

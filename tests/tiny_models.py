@@ -1,6 +1,6 @@
-"""Makes tiny Llama-style models and EAGLE drafts for them, on disk, in seconds; knows nothing of
-engines. Weights are random, a tokenizer's words are its token ids, and a draft is trained on what
-its target says: a random draft is never right, so it tests nothing.
+"""Makes tiny Llama-style models, and EAGLE drafts for those of any family, on disk, in seconds;
+knows nothing of engines. Weights are random, a tokenizer's words are its token ids, and a draft is
+trained on what its target says: a random draft is never right, so it tests nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.llama.modeling_llama import (
     LlamaDecoderLayer,
     LlamaRMSNorm,
@@ -66,11 +71,11 @@ def tiny_model(
         model.model.embed_tokens.weight.mul_(8)
         model.lm_head.weight.mul_(4)
     model.to(dtype).save_pretrained(path)
-    _tokenizer(vocab).save_pretrained(path)
+    tiny_tokenizer(vocab).save_pretrained(path)
     return path
 
 
-def _tokenizer(vocab: int) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
     words = {END: 0} | {f"w{i}": i for i in range(1, vocab)}
     tokenizer = Tokenizer(WordLevel(words, unk_token=END))
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -97,7 +102,7 @@ def tiny_draft(
     of at least 7 layers.
     """
     torch.manual_seed(seed)
-    model = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32).requires_grad_(False)
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).requires_grad_(False)
     tokens, states = _answers(model, sequences, length)
     draft = _Eagle(model) if algorithm == "EAGLE" else _Eagle3(model)
     optimizer = torch.optim.AdamW(draft.parameters(), lr=3e-3)
@@ -109,8 +114,16 @@ def tiny_draft(
         loss.backward()
         optimizer.step()
         schedule.step()
-    _save_draft(path, draft, model.config)
+    _save_draft(path, draft, _llama_config(model.config))
     return path
+
+
+def _llama_config(config: Any) -> LlamaConfig:
+    """Return the sizes of a target of any family, for the Llama layer that drafts for it."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
+    heads = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    sizes = {name: getattr(config, name, None) for name in (*names, *heads)}
+    return LlamaConfig(**sizes, bos_token_id=0, eos_token_id=0)
 
 
 def _answers(model: Any, sequences: int, length: int) -> tuple[Tensor, list[Tensor]]:
@@ -135,7 +148,7 @@ class _Eagle(nn.Module):  # type: ignore[misc]  # torch is skipped here
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        config = model.config
+        config = _llama_config(model.config)
         self._frozen = (model, LlamaRotaryEmbedding(config))  # in a tuple: not parameters of ours
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size)
         self.layers = nn.ModuleList([LlamaDecoderLayer(config, 0)])
@@ -159,7 +172,7 @@ class _Eagle3(nn.Module):  # type: ignore[misc]  # torch is skipped here
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        config, width = model.config, model.config.hidden_size
+        config, width = _llama_config(model.config), model.config.hidden_size
         self._frozen = (model, LlamaRotaryEmbedding(config))
         depth = config.num_hidden_layers
         # where SGLang 0.5.23 takes a target's states when its config says nothing

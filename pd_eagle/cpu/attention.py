@@ -19,7 +19,8 @@ from sglang.srt.speculative.eagle_utils import TreeMaskMode
 from torch import Tensor
 
 from pd_eagle.cpu.attention_plan import Block, decode_plan, draft_plan, extend_plan, verify_plan
-from pd_eagle.cpu.padded_sdpa import attend
+from pd_eagle.cpu.padded_sdpa import Scores, attend
+from pd_eagle.cpu.windows import windows_of
 
 
 class TorchAttention(AttentionBackend):  # type: ignore[misc]  # SGLang is untyped
@@ -30,10 +31,14 @@ class TorchAttention(AttentionBackend):  # type: ignore[misc]  # SGLang is untyp
         self._table: Tensor = runner.req_to_token_pool.req_to_token
         self._pool = runner.token_to_kv_pool
         self._plan: list[Block] = []
-        # SGLang reads these two by name.
+        # SGLang reads these by name: `model_executor/forward_context.py`, and the tree builder.
+        self.req_to_token_pool = runner.req_to_token_pool
+        self.token_to_kv_pool = self._pool
         self.max_context_len = runner.model_config.context_len
         self.kv_index_translator = runner.kv_index_translator
         self._verify_mask = _verify_mask(runner)
+        # A draft is Llama whatever else its target's config says.
+        self._windows = () if runner.is_draft_worker else windows_of(runner.model_config)
         if isinstance(self._pool, SWAKVPool):
             raise NotImplementedError(
                 "the CPU platform keeps one KV pool: set disable_hybrid_swa_memory"
@@ -94,12 +99,21 @@ class TorchAttention(AttentionBackend):  # type: ignore[misc]  # SGLang is untyp
         values = self._pool.get_value_buffer(layer.layer_id)
         for block in self._plan:
             output[block.tokens] = attend(
-                queries[block.tokens], keys, values, block, layer.scaling, layer.sliding_window_size
+                queries[block.tokens],
+                keys,
+                values,
+                block,
+                Scores(layer.scaling, self._window(layer), layer.logit_cap),
             )
         return output.flatten(1)
 
     # A decode is an extension by one token.
     forward_decode = forward_extend
+
+    def _window(self, layer: Any) -> int:
+        """Return the layer's window: the model's own, which SGLang may not know, else SGLang's."""
+        own = self._windows[layer.layer_id] if layer.layer_id < len(self._windows) else -1
+        return own if own >= 0 else int(layer.sliding_window_size)
 
 
 class TorchDraftSteps:
@@ -136,8 +150,6 @@ def _verify_mask(runner: Any) -> VerifyMask | None:
 
 def _refuse_unsupported(layer: Any, more: dict[str, Any]) -> None:
     wanted = [name for name, value in more.items() if value is not None]
-    if layer.logit_cap > 0:
-        wanted.append("logit_cap")
     if layer.is_cross_attention or layer.attn_type != AttentionType.DECODER:
         wanted.append("attention that is not causal")
     if wanted:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pd_eagle.cpu import CPU_ATTENTION_BACKEND, cache_locs, sampling, tree
 from pd_eagle.cpu.attention import TorchAttention, TorchDraftSteps
+from pd_eagle.cpu.elementwise import add_gated, softcap
 from pd_eagle.cpu.overrides import Override
 from pd_eagle.cpu.transfer import host_memory_overrides
 
@@ -25,7 +26,7 @@ TRITON = "a Triton kernel: needs a GPU"
 
 def all_overrides() -> list[Override]:
     """Return every override that this machine needs."""
-    return [*host_memory_overrides(), *PROCESS, *EAGLE]
+    return [*host_memory_overrides(), *PROCESS, *MODELS, *EAGLE]
 
 
 def _instead(replacement: Any) -> Callable[[Any], Any]:
@@ -85,6 +86,21 @@ PROCESS = [
         shape="dtype, world_size, local_size",
         because="on Arm it sends all-reduce to an operator that only that build has",
         new=_instead(lambda dtype, world_size, local_size: False),
+    ),
+]
+
+MODELS = [
+    Override(
+        target=f"{KERNELS}.elementwise.elementwise:fused_gate_sigmoid_mul_add",
+        shape="hidden_states, gate_weight, shared_output, final_hidden_states",
+        because=f"{TRITON}; Qwen2-MoE calls it for its shared expert",
+        new=_instead(add_gated),
+    ),
+    Override(
+        target=f"{KERNELS}.activation.softcap:_softcap_logits",
+        shape="full_logits, final_logit_softcapping, output",
+        because=f"{TRITON}; Gemma 2 caps its logits",
+        new=_instead(softcap),
     ),
 ]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +20,10 @@ from pd_eagle.cpu.attention_plan import (
     extend_plan,
     verify_plan,
 )
-from pd_eagle.cpu.padded_sdpa import attend
+from pd_eagle.cpu.elementwise import add_gated, softcap
+from pd_eagle.cpu.padded_sdpa import Scores, attend
 from pd_eagle.cpu.tree import ancestry_of
+from pd_eagle.cpu.windows import windows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,23 +54,28 @@ class Pool:
         return cls(keys, values, table)
 
 
-def one_query(query: Tensor, pool: Pool, slots: Sequence[int]) -> Tensor:
+def one_query(query: Tensor, pool: Pool, slots: Sequence[int], cap: float) -> Tensor:
     """Attend with one query [heads, width] to the tokens in `slots`, head by head."""
     group = query.shape[0] // pool.keys.shape[1]
     rows = []
     for head in range(query.shape[0]):
         k = pool.keys[list(slots), head // group].double()
         v = pool.values[list(slots), head // group].double()
-        rows.append(((k @ query[head].double()) * SCALE).softmax(0) @ v)
+        scores = (k @ query[head].double()) * SCALE
+        rows.append((cap * (scores / cap).tanh() if cap else scores).softmax(0) @ v)
     return torch.stack(rows)
 
 
-def check(plan: list[Block], queries: Tensor, pool: Pool, seen: list[list[int]]) -> None:
+def check(
+    plan: list[Block], queries: Tensor, pool: Pool, seen: list[list[int]], cap: float = 0.0
+) -> None:
     """Compare a plan's attention with `seen`, the slots that each query sees."""
     got = torch.full_like(queries, torch.nan)
     for block in plan:
-        got[block.tokens] = attend(queries[block.tokens], pool.keys, pool.values, block, SCALE)
-    expected = torch.stack([one_query(q, pool, s) for q, s in zip(queries, seen, strict=True)])
+        got[block.tokens] = attend(
+            queries[block.tokens], pool.keys, pool.values, block, Scores(SCALE, cap=cap)
+        )
+    expected = torch.stack([one_query(q, pool, s, cap) for q, s in zip(queries, seen, strict=True)])
     close = 1e-5 if queries.dtype == torch.float32 else 3e-2
     torch.testing.assert_close(got.double(), expected, atol=close, rtol=close)
 
@@ -202,6 +211,65 @@ def test_a_window_limits_how_far_back_a_query_sees(window: int) -> None:
         unlimited, limited = block.mask(1, -1).squeeze(1), block.mask(1, window).squeeze(1)
         assert torch.equal(limited, unlimited & (distance <= window)), name
         assert bool(limited.any(2).all()), name
+
+
+@pytest.mark.parametrize("count", [1, 5, MOST_PADDED_QUERIES + 6])
+@pytest.mark.parametrize("heads", HEADS)
+def test_scores_are_capped(heads: tuple[int, int], count: int) -> None:
+    pool, requests = Pool.random(heads[1], 0), torch.tensor([3])
+    queries = 3 * torch.randn(count, heads[0], 8)
+    seen = [slots(pool, 3, range(7 + i + 1)) for i in range(count)]
+    plan = extend_plan(pool.table, requests, torch.tensor([7 + count]), torch.tensor([count]))
+    check(plan, queries, pool, seen, cap=1.5)
+
+
+def test_a_cap_spares_the_window() -> None:
+    pool, requests = Pool.random(2, 0), torch.tensor([2])
+    (block,) = decode_plan(pool.table, requests, torch.tensor([9]))
+    query = torch.randn(1, 4, 8)
+    got = attend(query, pool.keys, pool.values, block, Scores(SCALE, window=3, cap=1.5))
+    expected = one_query(query[0], pool, slots(pool, 2, range(5, 9)), 1.5)
+    torch.testing.assert_close(got[0].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "windows"),
+    [
+        (transformers.MistralConfig(num_hidden_layers=3, sliding_window=8), (7, 7, 7)),
+        (transformers.MistralConfig(num_hidden_layers=2, sliding_window=None), (-1, -1)),
+        (
+            transformers.Qwen2Config(
+                num_hidden_layers=3, use_sliding_window=True, sliding_window=8, max_window_layers=1
+            ),
+            (-1, 7, 7),
+        ),
+        (transformers.Qwen2Config(num_hidden_layers=2, sliding_window=8), (-1, -1)),
+        # transformers knows no window of Llama, whatever its config.json says.
+        (transformers.LlamaConfig(num_hidden_layers=2, sliding_window=8), ()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_layer_has_the_window_that_transformers_gives_it(
+    config: Any, windows: tuple[int, ...]
+) -> None:
+    assert windows_of(SimpleNamespace(hf_text_config=config)) == windows
+
+
+def test_elementwise_kernels() -> None:
+    torch.manual_seed(0)
+    states, shared, routed = torch.randn(3, 5, 8)
+    gate, total = torch.randn(1, 8), routed.clone()
+    add_gated(states, gate, shared, total)
+    torch.testing.assert_close(total, routed + (states @ gate.T).sigmoid() * shared)
+    logits, output = torch.randn(2, 4).bfloat16() * 9, torch.empty(2, 4)
+    expected = 3 * (logits.float() / 3).tanh()
+    assert softcap(logits, 3.0, output) is output
+    torch.testing.assert_close(output, expected)
+    assert softcap(logits, None, output) is output
+    assert torch.equal(output, logits.float())
+    in_place = logits.clone().float()
+    assert softcap(in_place, 3.0) is in_place
+    torch.testing.assert_close(in_place, expected)
 
 
 def test_nothing_to_do_is_no_plan() -> None:
