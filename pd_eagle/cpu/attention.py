@@ -38,7 +38,9 @@ class TorchAttention(AttentionBackend):  # type: ignore[misc]  # SGLang is untyp
         self.kv_index_translator = runner.kv_index_translator
         self._verify_mask = _verify_mask(runner)
         # A draft is Llama whatever else its target's config says.
-        self._windows = () if runner.is_draft_worker else windows_of(runner.model_config)
+        self._windows: tuple[int, ...] = (
+            () if runner.is_draft_worker else windows_of(runner.model_config)
+        )
         if isinstance(self._pool, SWAKVPool):
             raise NotImplementedError(
                 "the CPU platform keeps one KV pool: set disable_hybrid_swa_memory"
@@ -111,9 +113,10 @@ class TorchAttention(AttentionBackend):  # type: ignore[misc]  # SGLang is untyp
     forward_decode = forward_extend
 
     def _window(self, layer: Any) -> int:
-        """Return the layer's window: the model's own, which SGLang may not know, else SGLang's."""
-        own = self._windows[layer.layer_id] if layer.layer_id < len(self._windows) else -1
-        return own if own >= 0 else int(layer.sliding_window_size)
+        """Return the layer's window: what the model's config says, else what SGLang says."""
+        if layer.layer_id < len(self._windows):
+            return self._windows[int(layer.layer_id)]
+        return int(layer.sliding_window_size)
 
 
 class TorchDraftSteps:

@@ -129,6 +129,21 @@ async def test_a_client_that_leaves_while_it_sends_is_no_crash(tmp_path: Path) -
     assert "Traceback" not in server.log
 
 
+async def test_a_full_service_refuses_before_it_has_read_the_body(tmp_path: Path) -> None:
+    async with Server(tmp_path, decode=HANGS, MAX_INFLIGHT="1", MAX_QUEUE="0") as server:
+        await server.ready()
+        async with server.stream("h") as events:
+            await texts(events, 2)
+            port = int((await server.url()).rpartition(":")[2])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")
+            await writer.drain()
+            status = await asyncio.wait_for(reader.readline(), 10)
+            writer.close()
+            await writer.wait_closed()
+    assert b" 503 " in status
+
+
 # --- starts that fail
 
 

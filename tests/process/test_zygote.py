@@ -5,25 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
 from asyncio import create_task
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from pd_eagle import zygote
 from pd_eagle.errors import StartFailed
-from pd_eagle.zygote import ZygoteLauncher
+from pd_eagle.zygote import Exited, Forked, Imported, ZygoteLauncher, ZygoteProcess
 from tests import scripted
 from tests.process import processes
 from tests.process.stage import Stage, request
 from tests.scripted import Script, answer_to
-
-if TYPE_CHECKING:
-    from pd_eagle.zygote import ZygoteProcess
 
 
 async def spawn(step: str) -> ZygoteProcess:
@@ -188,3 +187,29 @@ def _kind(what: str) -> str:
 
 def _open_files(pid: int | None) -> set[str]:
     return {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+async def test_an_exit_may_be_told_before_its_fork() -> None:
+    """The zygote reaps before it answers when a worker ends at once."""
+    requests, its_requests = socket.socketpair()
+    answers, its_answers = socket.socketpair()
+    lifeline, its_lifeline = socket.socketpair()
+    pid = 2**22 + 1  # above what Linux gives out: nobody's
+    launcher = ZygoteLauncher(ZygoteProcess(pid, requests, answers, lifeline))
+    said: list[zygote.FromZygote] = [Imported(None), Exited(pid, 7 << 8), Forked(pid)]
+    for message in said:
+        body = msgspec.msgpack.encode([message])
+        its_answers.sendall(struct.pack("!I", len(body)) + body)
+    launching = create_task(launcher.launch())
+    await asked()  # the launch asks, and then hears of the exit first
+    assert await launcher.ready() is None
+    process = await launching
+    await asyncio.wait_for(process.exited.wait(), 5)
+    assert process.describe_exit() == "exited with code 7"
+    launcher._channel.close()
+    await asked()
+    for end in (requests, its_requests, answers, its_answers, lifeline, its_lifeline):
+        end.close()
+    for end in (process.data, process.lifeline):
+        end.close()
+    os.close(process.output_fd)

@@ -1,10 +1,13 @@
-"""Acceptance over the last requests."""
+"""Acceptance over the last requests, and what an abort of SGLang's own means."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pd_eagle.engine import Acceptance
+import pytest
+
+from pd_eagle.engine import Acceptance, _abort_failure
+from pd_eagle.messages import Failed
 
 
 def ended(verified: int, accepted: int, drafted: int) -> dict[str, Any]:
@@ -37,3 +40,19 @@ def test_acceptance_forgets_old_requests() -> None:
     for _ in range(100):
         acceptance.note(ended(1, 1, 9))
     assert acceptance.length == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "in_pd", "code"),
+    [
+        (500, True, "transfer_failed"),  # one half lost the other: another pair may do
+        (500, False, "engine_error"),
+        (None, True, "engine_error"),
+        (400, True, "invalid_request_error"),
+        (429, True, "overloaded"),
+        (503, False, "overloaded"),
+    ],
+)
+def test_what_an_abort_of_sglangs_own_means(status: int | None, in_pd: bool, code: str) -> None:
+    reason = {"type": "abort", "message": "lost", "status_code": status}
+    assert _abort_failure("r", reason, in_pd=in_pd) == Failed("r", code, "lost")

@@ -123,6 +123,21 @@ def test_an_incomplete_character_is_generated_again() -> None:
     assert again.rid == "b"
 
 
+def test_where_no_character_ended_of_late_all_of_it_is_generated_again() -> None:
+    asked = request(max_new_tokens=100)
+    progress = Progress(asked, lambda ids: "\ufffd")
+    progress.next_attempt("a")
+    for token in range(40):
+        progress.add(Delta("a", "", [token], {}, False))
+    again = progress.next_attempt("b")
+    assert (again.input_ids, again.sampling_params) == (PROMPT, asked.sampling_params)
+    # What the client has already is not told again; what comes after it is.
+    assert progress.add(Delta("b", "", list(range(40)), {}, False)) is None
+    later = progress.add(Delta("b", "x", [40], {}, False))
+    assert later is not None
+    assert (later.text, later.output_ids) == ("x", [40])
+
+
 @pytest.mark.parametrize("broken_after", range(1, 12))
 @pytest.mark.parametrize("stop", ["capital", "tal is", "s. B", "."])
 def test_a_stop_string_across_the_seam(stop: str, broken_after: int) -> None:

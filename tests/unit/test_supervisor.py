@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
 import pytest
 
 from pd_eagle.placement import Plan, WorkerPlan
 from pd_eagle.supervisor import RestartPolicy, Supervisor
+
+if TYPE_CHECKING:
+    from pd_eagle.worker import Launch, Worker
 
 
 @pytest.mark.parametrize(
@@ -31,3 +37,43 @@ def test_nothing_recovers_before_a_start_and_after_a_stop() -> None:
     assert supervisor.recovering()
     worker.state = "failed"
     assert not supervisor.recovering()
+
+
+PLAN = Plan("unified", "a test", "cpu", (WorkerPlan("unified-0", "unified", (), 1),))
+
+
+async def deaths(supervisor: Supervisor, count: int, apart_s: float) -> Worker:
+    """Let the only worker die `count` times, each time `apart_s` after it came back."""
+    (worker,) = supervisor.workers
+    ready = asyncio.Event()
+
+    async def start(launch: Launch) -> None:
+        worker.become("ready")
+        ready.set()
+
+    setattr(worker, "start", start)  # noqa: B010 - mypy allows no assignment to a method
+    await supervisor.start(lambda *_: cast("Any", None))
+    for number in range(count):
+        await asyncio.sleep(apart_s)
+        ready.clear()
+        worker.become("failed")
+        supervisor._on_death(worker, f"death {number}")
+        if number < count - 1:
+            await asyncio.wait_for(ready.wait(), 5)
+    for _ in range(100):
+        if worker.state in ("ready", "failed"):
+            break
+        await asyncio.sleep(0.01)
+    return worker
+
+
+@pytest.mark.parametrize(("apart_s", "state"), [(0.0, "failed"), (0.25, "ready")])
+async def test_only_restarts_within_the_window_count(apart_s: float, state: str) -> None:
+    policy = RestartPolicy(limit=2, window_s=0.2, first_delay_s=0.001, longest_delay_s=0.001)
+    supervisor = Supervisor(PLAN, lambda: None, policy)
+    try:
+        worker = await deaths(supervisor, 5 if state == "ready" else 3, apart_s)
+        assert worker.state == state
+        assert (worker.last_error or "").startswith("given up") is (state == "failed")
+    finally:
+        await supervisor.stop()

@@ -6,17 +6,20 @@ import asyncio
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING, get_args
+import subprocess
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
 from pd_eagle.errors import WorkerDied
 from pd_eagle.launch import OutputTail, WorkerProcess
-from pd_eagle.messages import Failed, Request, Submit
+from pd_eagle.messages import EngineInfo, Failed, Ready, Request, Submit
 from pd_eagle.placement import WorkerPlan
-from pd_eagle.worker import TRANSITIONS, State, Worker, _last_exception
+from pd_eagle.worker import TRANSITIONS, Launch, State, Worker, _last_exception
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pd_eagle.messages import Event
 
 PLAN = WorkerPlan("decode-0", "decode", (0,), 1)
@@ -80,6 +83,55 @@ async def test_aborting_and_stopping_one_that_never_started_does_nothing() -> No
     one.kill()
     await one.stop()
     assert one.state == "starting"
+
+
+class OneTurn:
+    """A channel on which a worker says that it is ready, and ends, in one turn of the loop."""
+
+    info: EngineInfo
+
+    def __init__(self, incoming: object, on_message: Any, on_eof: Any, traffic: object) -> None:
+        self._on_message, self._on_eof = on_message, on_eof
+
+    async def attach(self, data: object) -> None:
+        self._on_message(Ready(self.info))
+        self._on_eof()
+
+    def close(self) -> None:
+        pass
+
+
+class Started:
+    """A launcher of a process that is never spoken to."""
+
+    def __init__(self) -> None:
+        self.child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+
+    async def launch(self) -> WorkerProcess:
+        output, end = os.pipe()
+        os.close(end)
+        (data, its_data), (lifeline, its_lifeline) = socket.socketpair(), socket.socketpair()
+        self.ends = (its_data, its_lifeline)
+        OneTurn.info = EngineInfo(self.child.pid, [], 100, 100, 100, 256)
+        return WorkerProcess(self.child.pid, data, lifeline, output)
+
+    async def close(self) -> None:
+        for end in self.ends:
+            end.close()
+        await asyncio.to_thread(self.child.wait)
+
+
+async def test_one_that_ends_in_the_turn_in_which_it_was_ready_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pd_eagle.worker.Channel", OneTurn)
+    told: list[str] = []
+    one, launcher = Worker(PLAN, lambda worker, how: told.append(how)), Started()
+    await one.start(Launch(launcher, {}, tmp_path / "temp", {}))
+    state = one.state
+    await one.stop()
+    await launcher.close()
+    assert (state, told) == ("failed", ["its process ended"])
 
 
 # --- last words
