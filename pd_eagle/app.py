@@ -66,6 +66,8 @@ class Front(Protocol):
     openai: OpenAI | None
     api_key: str | None
 
+    @property
+    def failing(self) -> bool: ...
     def health(self) -> Health: ...
     def metrics(self, accept: str) -> tuple[bytes, str]: ...
     def door(self, client: str) -> AbstractContextManager[None]: ...
@@ -220,6 +222,8 @@ class _Routes:
         return json_response(health.as_json(), 200 if health.serving else 503)
 
     async def live(self, _: Request) -> Response:
+        if self._front.failing:
+            return json_response({"status": "failing"}, 503)
         return json_response({"status": "live"})
 
     async def ready(self, _: Request) -> Response:

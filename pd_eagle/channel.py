@@ -7,6 +7,7 @@ the messages mean, nor what to do when the other side is gone: it says so once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -15,14 +16,24 @@ import msgspec
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _LENGTH = struct.Struct("!I")
-# Far above any real frame; a length beyond it is not one of ours.
-_MAX_FRAME_BYTES = 2**28
+#: Far above any real frame. A single message beyond it is not sent; a received length beyond it is
+#: not one of ours.
+MAX_FRAME_BYTES = 2**26
 _encoder = msgspec.msgpack.Encoder()
+# What msgspec 0.21 raises for a value that MessagePack cannot carry: an integer over 64 bits, a
+# foreign type, a lone surrogate (a ValueError), a structure nested too deep.
+_UNENCODABLE = (OverflowError, TypeError, ValueError, RecursionError, msgspec.MsgspecError)
 
 Incoming = TypeVar("Incoming")
+
+logger = logging.getLogger(__name__)
+
+
+def _log_unsendable(message: Any, why: str) -> None:
+    logger.error("a message of type %s is not sent: %s", type(message).__name__, why)
 
 
 @dataclass(slots=True)
@@ -39,7 +50,9 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
     """Both ends of the socket between front and worker.
 
     `on_message` is called for every message in order; `on_eof` once, when the other side is gone
-    or has sent something that is not a frame of ours. `traffic` is counted on, if it is given.
+    or has sent something that is not a frame of ours. `on_unsendable` gets a message that cannot be
+    encoded, or is larger than a frame, and why; what it returns, if anything, is sent instead.
+    `traffic` is counted on, if it is given.
     """
 
     def __init__(
@@ -47,6 +60,7 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
         incoming: Any,
         on_message: Callable[[Incoming], None],
         on_eof: Callable[[], None],
+        on_unsendable: Callable[[Any, str], Any] | None = None,
         traffic: Traffic | None = None,
     ) -> None:
         self._decoder: msgspec.msgpack.Decoder[list[Incoming]] = msgspec.msgpack.Decoder(
@@ -54,6 +68,7 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
         )
         self._on_message = on_message
         self._on_eof = on_eof
+        self._on_unsendable = on_unsendable or _log_unsendable
         self._transport: asyncio.WriteTransport | None = None
         self._received = bytearray()
         self._outgoing: list[Any] = []
@@ -74,20 +89,47 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
 
     def flush(self) -> None:
         self._flush_due = False
-        if not self._outgoing:
-            return
-        body = _encoder.encode(self._outgoing)
-        self._outgoing.clear()
-        if self._transport is None or self._transport.is_closing():
-            return  # the other side is gone; on_eof has said so
-        self._transport.write(_LENGTH.pack(len(body)) + body)
-        self.traffic.frames_sent += 1
-        self.traffic.bytes_sent += len(body) + _LENGTH.size
+        messages, self._outgoing = self._outgoing, []
+        if not messages or self._transport is None or self._transport.is_closing():
+            return  # nothing to say, or the other side is gone; on_eof has said so
+        for body in self._frames(messages):
+            self._transport.write(_LENGTH.pack(len(body)) + body)
+            self.traffic.frames_sent += 1
+            self.traffic.bytes_sent += len(body) + _LENGTH.size
+
+    def _frames(self, messages: list[Any]) -> Iterator[bytes]:
+        """Yield `messages` as one frame, or as several where a message prevents that."""
+        try:
+            body = _encoder.encode(messages)
+        except _UNENCODABLE as error:
+            why = f"{type(error).__name__}: {error}"
+        else:
+            if len(body) <= MAX_FRAME_BYTES:
+                yield body
+                return
+            why = f"it takes {len(body)} bytes: wanted at most {MAX_FRAME_BYTES}"
+        half = len(messages) // 2
+        if half:  # one bad message must not cost the others
+            yield from self._frames(messages[:half])
+            yield from self._frames(messages[half:])
+        elif (instead := self._on_unsendable(messages[0], why)) is not None:
+            yield _encoder.encode([instead])
 
     def close(self) -> None:
+        """Send what is queued, then close; the rest goes out in the background."""
         self.flush()
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once: what the other side has not read is dropped.
+
+        After `close` a transport whose peer does not read keeps its descriptor in the event loop;
+        closing the socket under it would hand that descriptor's number to somebody else.
+        """
+        self._outgoing.clear()
+        if self._transport is not None:
+            self._transport.abort()
 
     # --- asyncio.Protocol
 
@@ -104,7 +146,7 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
         received, start, messages = self._received, 0, []
         while len(received) - start >= _LENGTH.size:
             size = _LENGTH.unpack_from(received, start)[0]
-            if size > _MAX_FRAME_BYTES:
+            if size > MAX_FRAME_BYTES:
                 raise ValueError(f"a frame of {size} bytes: not one of ours")
             end = start + _LENGTH.size + size
             if len(received) < end:

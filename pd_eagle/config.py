@@ -196,6 +196,17 @@ class Settings:
     restart_limit: int = _setting(
         forms.whole(0), "Restarts of one worker within five minutes before it is given up.", 5
     )
+    start_timeout_s: float = _setting(
+        forms.seconds(zero=False),
+        "A worker that is not ready after this long is killed: the start fails, or is tried again.",
+        1800.0,
+    )
+    failed_exit_s: float = _setting(
+        forms.seconds(zero=False),
+        "The server ends with exit code 5 when no pair has served for this long; /health/live is"
+        " 503 from half of it on.",
+        300.0,
+    )
     hang_timeout_s: float = _setting(
         forms.seconds(zero=False),
         "A worker that gives no sign of life for this long is killed and restarted.",

@@ -12,6 +12,7 @@ PdEagleError                    500 internal_error
 │   └── ContextLengthExceeded   400 context_length_exceeded
 ├── ModelNotFound               404 model_not_found
 ├── EngineError                 500 engine_error           the engine refused or failed this request
+│   └── EngineCrashed           500 engine_crashed         the request crashes the engine it is in
 ├── WorkerDied                  503 worker_died            the engine's process is gone; retry
 ├── TransferFailed              503 transfer_failed        the KV did not arrive; retry
 ├── Overloaded                  503 overloaded             too much work; retry later
@@ -92,6 +93,12 @@ class EngineError(PdEagleError):
     """The engine refused or failed this one request; it still lives."""
 
     code = "engine_error"
+
+
+class EngineCrashed(EngineError):
+    """This request crashed an engine when nothing else was in it; it is not tried again."""
+
+    code = "engine_crashed"
 
 
 class WorkerDied(PdEagleError):

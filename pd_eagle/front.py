@@ -18,8 +18,8 @@ from pd_eagle.gpu_holds import GpuHolds
 from pd_eagle.health import Health, WorkerHealth
 from pd_eagle.launch import SpawnLauncher
 from pd_eagle.ports import BootstrapPorts
+from pd_eagle.restarts import RestartPolicy
 from pd_eagle.service import Service, ServicePolicy
-from pd_eagle.supervisor import RestartPolicy
 from pd_eagle.version import VERSION
 from pd_eagle.worker import Launch
 from pd_eagle.zygote import LastingZygote, ZygoteLauncher, spawn
@@ -133,6 +133,16 @@ class Front:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._zygote.pid, signal.SIGKILL)
 
+    @property
+    def failed(self) -> bool:
+        """Whether nothing has served for so long that this process should be replaced."""
+        return self.service.unserved_s >= self.deployment.settings.failed_exit_s
+
+    @property
+    def failing(self) -> bool:
+        """Whether half of that time is over."""
+        return self.service.unserved_s >= self.deployment.settings.failed_exit_s / 2
+
     @contextlib.contextmanager
     def door(self, client: str) -> Iterator[None]:
         """Let `client` have one more request open; raises before any work is put into it.
@@ -188,7 +198,9 @@ def _policy(settings: Settings) -> ServicePolicy:
         queue_timeout_s=settings.queue_timeout_s,
         canary_interval_s=settings.canary_interval_s,
         restarts=RestartPolicy(
-            limit=settings.restart_limit, hang_timeout_s=settings.hang_timeout_s
+            limit=settings.restart_limit,
+            hang_timeout_s=settings.hang_timeout_s,
+            start_timeout_s=settings.start_timeout_s,
         ),
     )
 

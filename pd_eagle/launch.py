@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _LAST_LINES = 200
 # More than a pipe holds; one that is still written to must not keep us.
 _LAST_READS = 16
+# A progress bar redraws its line without ever ending it.
+_LONGEST_LINE_BYTES = 64 * 1024
 
 
 class OutputTail:
@@ -34,6 +37,7 @@ class OutputTail:
 
     def __init__(self, fd: int, on_line: Callable[[str], None]) -> None:
         self.lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._times: deque[float] = deque(maxlen=_LAST_LINES)
         self._fd = fd
         self._partial = b""
         self._on_line = on_line
@@ -54,12 +58,22 @@ class OutputTail:
         *lines, self._partial = (self._partial + data).split(b"\n")
         for raw in lines:
             self._add(raw)
+        if len(self._partial) > _LONGEST_LINE_BYTES:
+            self._add(self._partial.rpartition(b"\r")[2][-_LONGEST_LINE_BYTES:])
+            self._partial = b""
         return data
 
     def _add(self, raw: bytes) -> None:
         line = raw.decode(errors="replace").rstrip()
         self.lines.append(line)
+        self._times.append(time.monotonic())
         self._on_line(line)
+
+    def lines_of_last(self, seconds: float) -> list[str]:
+        """Return what came within the last `seconds`."""
+        since = time.monotonic() - seconds
+        times = zip(self.lines, self._times, strict=True)
+        return [line for line, came_at in times if came_at >= since]
 
     async def wait_closed(self, timeout_s: float) -> None:
         """Wait until every process that could still write is gone, or the time is up."""

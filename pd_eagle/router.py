@@ -36,6 +36,13 @@ class Pair:
     def name(self) -> str:
         return f"{self.prefill.name}+{self.decode.name}" if self.prefill else self.decode.name
 
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        return (self.prefill, self.decode) if self.prefill else (self.decode,)
+
+    def has(self, name: str | None) -> bool:
+        return any(worker.name == name for worker in self.workers)
+
     def open_room(self) -> Bootstrap | None:
         """Return a new room at the prefill worker, which must be the one that gets the request."""
         if self.prefill is None or self.prefill.bootstrap_port is None:
@@ -54,18 +61,33 @@ class Router:
             role: itertools.count() for role in ("prefill", "decode", "unified")
         }
 
-    def pick(self, tried: Collection[str] = ()) -> Pair:
-        """Return the next pair; one of `tried` only if there is no other.
+    def pick(self, tried: Collection[str] = (), without: str | None = None) -> Pair:
+        """Return the next pair; one of `tried` only if there is no other, never one that has the
+        worker `without`.
 
         Raises `NotServing` when a role has no ready worker, or no link works.
         """
-        pairs = [pair for pair in self.all_pairs() if pair.name not in self.broken]
+        pairs = [pair for pair in self.working_pairs() if not pair.has(without)]
         if not pairs:
             raise NotServing("no prefill worker and decode worker are ready that reach each other")
         fresh = [pair for pair in pairs if pair.name not in tried] or pairs
         if fresh[0].prefill is None:
             return self._take_turn("unified", fresh)
         return self._take_turn("prefill", self._same_decode(fresh))
+
+    def pick_empty(self, name: str) -> Pair:
+        """Return a pair whose worker `name` has no request.
+
+        Raises `NotServing` when that worker is not ready or not empty, or has no working link.
+        """
+        for pair in self.working_pairs():
+            if any(worker.name == name and not worker.inflight for worker in pair.workers):
+                return pair
+        raise NotServing(f"{name} is not ready, or has requests")
+
+    def working_pairs(self) -> list[Pair]:
+        """Return every pair of ready workers whose link is not known to be broken."""
+        return [pair for pair in self.all_pairs() if pair.name not in self.broken]
 
     def all_pairs(self) -> list[Pair]:
         """Return every pair of ready workers, those with a broken link too."""

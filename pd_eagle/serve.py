@@ -1,7 +1,8 @@
 """The server's main: settings → deployment → zygote → HTTP → engines, and the way back.
 
 Exit codes: 0 stopped, every request answered; 2 a setting or the plan is wrong, nothing was
-started; 3 the start failed; 4 stopped, but requests were cut off at the drain deadline.
+started; 3 the start failed; 4 stopped, but requests were cut off at the drain deadline; 5 nothing
+has served for FAILED_EXIT_S; 6 HTTP ended by itself.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 # Of a hundred streams or so. Cycles among them are all that waits: megabytes.
 _YOUNG_OBJECTS = 50_000
 _SWITCH_INTERVAL_S = 0.0005
-EXIT_OK, EXIT_SETTINGS, EXIT_START, EXIT_CUT_OFF = 0, 2, 3, 4
+EXIT_OK, EXIT_SETTINGS, EXIT_START, EXIT_CUT_OFF, EXIT_FAILED, EXIT_HTTP = 0, 2, 3, 4, 5, 6
+_FAILED_POLL_S = 0.25
 
 
 def main(environ: Mapping[str, str], stack: Stack = SGLANG) -> int:
@@ -161,22 +163,40 @@ class _Server:
             loop.add_signal_handler(number, self._signals.put_nowait, number)
         http = asyncio.create_task(self._http.serve([self._listener]))
         first_signal = asyncio.create_task(self._signals.get())
+        failed = asyncio.create_task(self._until_failed())
         starting = asyncio.create_task(self._start())
         try:
-            await asyncio.wait({starting, first_signal}, return_when=asyncio.FIRST_COMPLETED)
+            ends = {first_signal, http, failed}
+            await asyncio.wait({starting, *ends}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 await starting
-                await first_signal
-            return await self._stop(starting)
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            stopped = await self._stop(starting)
+            return stopped if first_signal.done() else self._why_it_ended(http)
         except PdEagleError as error:
             return _refuse(error, EXIT_START)
         finally:
-            first_signal.cancel()
+            for task in (first_signal, failed):
+                task.cancel()
             self._http.should_exit = True
-            await http
-            await asyncio.gather(starting, return_exceptions=True)
+            await asyncio.gather(http, starting, return_exceptions=True)
             if self._front.tracing is not None:  # after the last answer: its span ends with it
                 await asyncio.to_thread(self._front.tracing.shutdown)
+
+    async def _until_failed(self) -> None:
+        while not self._front.failed:  # noqa: ASYNC110 - time makes it so, there is no event
+            await asyncio.sleep(_FAILED_POLL_S)
+
+    def _why_it_ended(self, http: asyncio.Task[None]) -> int:
+        if not http.done():
+            logger.critical(
+                "nothing has served for %g s (FAILED_EXIT_S): this process ends, to be replaced",
+                self._settings.failed_exit_s,
+            )
+            return EXIT_FAILED
+        error = None if http.cancelled() else http.exception()
+        logger.critical("HTTP ended by itself: this process ends, to be replaced", exc_info=error)
+        return EXIT_HTTP
 
     async def _start(self) -> None:
         host, port = self._listener.getsockname()[:2]

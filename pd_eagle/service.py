@@ -20,6 +20,7 @@ from pd_eagle.admission import Admission, Limits
 from pd_eagle.canary import Canary
 from pd_eagle.errors import (
     DeadlineExceeded,
+    EngineCrashed,
     NotServing,
     PdEagleError,
     TransferFailed,
@@ -27,9 +28,11 @@ from pd_eagle.errors import (
 )
 from pd_eagle.messages import Request
 from pd_eagle.metrics import Metrics
+from pd_eagle.quarantine import Quarantine, Suspicion
+from pd_eagle.restarts import RestartPolicy
 from pd_eagle.resume import Progress, first_may_come_early, why_not_resume
 from pd_eagle.router import Router
-from pd_eagle.supervisor import RestartPolicy, Supervisor
+from pd_eagle.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
     from pd_eagle.metrics import RequestWatch
     from pd_eagle.placement import Plan
     from pd_eagle.router import Pair
-    from pd_eagle.worker import Launch, Worker
+    from pd_eagle.worker import Death, Launch, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ Status = Literal["starting", "ready", "degraded", "draining", "failed"]
 
 #: KV tokens that stand for one request where MAX_INFLIGHT is unset.
 _TOKENS_PER_REQUEST = 256
+#: How often a request that must have a worker for itself asks whether it is empty.
+_EMPTY_POLL_S = 0.1
 #: Tries of a pair to carry its first token, before the whole start fails.
 _FIRST_PROBES = 5
 
@@ -71,6 +76,22 @@ class ServicePolicy:
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
 
 
+@dataclass(slots=True)
+class _Tried:
+    """Which pairs have failed one request: `counted` are those that RETRY_LIMIT is about."""
+
+    counted: list[str] = field(default_factory=list)
+    last: tuple[str, ...] = ()
+    _crashes: int = 0
+
+    def note(self, pair: Pair, suspicion: Suspicion) -> None:
+        self.last = (pair.name,)
+        if suspicion.crashes > self._crashes:  # the crash may be anybody's: nobody is to fail by it
+            self._crashes = suspicion.crashes
+        else:
+            self.counted.append(pair.name)
+
+
 class Service:
     """All workers of one plan as one object that answers requests."""
 
@@ -81,7 +102,8 @@ class Service:
         self.resumed = 0
         self.retried = 0
         self._policy = policy
-        self._supervisor = Supervisor(plan, self._on_change, policy.restarts)
+        self._supervisor = Supervisor(plan, self._on_change, policy.restarts, self._on_crash)
+        self._quarantine = Quarantine(self._supervisor.blame, self._on_change)
         self._router = Router(self.workers)
         self._canary = Canary(self._router, self.probe, self._on_change, policy.canary_interval_s)
         self.admission = Admission(Limits(1, 1, 0, policy.queue_timeout_s))
@@ -92,6 +114,7 @@ class Service:
         self._idle = asyncio.Event()
         self._idle.set()
         self.open = 0
+        self._unserved_since: float | None = None
 
     @property
     def workers(self) -> list[Worker]:
@@ -166,15 +189,29 @@ class Service:
         """Take in that a worker or a link is not what it was."""
         if self.status != "draining":
             self.status = self._judge()
+        if self.status in ("starting", "failed"):
+            self._unserved_since = self._unserved_since or time.monotonic()
+        else:
+            self._unserved_since = None
         self._wake()
 
+    @property
+    def unserved_s(self) -> float:
+        """How long no pair has worked, after the first start; 0 while one does, or in a drain."""
+        since = self._unserved_since
+        return 0.0 if since is None or self._limits is None else time.monotonic() - since
+
+    def _on_crash(self, worker: Worker, death: Death) -> bool:
+        return self._quarantine.crashed(worker.name, death.rids, death.crash or death.how)
+
     def _judge(self) -> Status:
-        working = [p for p in self._router.all_pairs() if p.name not in self._router.broken]
-        if all(w.state == "ready" for w in self.workers) and not self._router.broken:
+        working, pairs = self._router.working_pairs(), self._router.all_pairs()
+        if all(w.state == "ready" for w in self.workers) and len(working) == len(pairs):
             return "ready"
         if working:
             return "degraded"
-        return "starting" if self._supervisor.recovering() or self._router.broken else "failed"
+        # A broken link is probed again as long as both its ends are there.
+        return "starting" if self._supervisor.recovering() or pairs else "failed"
 
     def _wake(self) -> None:
         self._changed.set()
@@ -232,36 +269,45 @@ class Service:
             deadline = last_turn or loop.time() + timeout_s
             progress = Progress(request, self.decode)
             early = self._policy.resume and first_may_come_early(request)
-            tried: list[str] = []
+            suspicion, tried = Suspicion(), _Tried()
             rid = request.rid
-            while True:
-                pair = await self._next_pair(tried, deadline)
-                asked = watch.attempt(pair, progress.next_attempt(rid))
-                attempt = handoff.run(
-                    pair, asked, deadline, watch.phase, watch.aborted, first_early=early
-                )
-                try:
-                    async with aclosing(attempt) as deltas:
-                        async for delta in deltas:
-                            if (seen := progress.add(delta)) is None:
-                                continue
-                            watch.delta(len(seen.output_ids))
-                            if seen.finished:
-                                watch.finished(seen.meta)
-                            yield seen
-                            if seen.finished:
-                                self._canary.carried(pair)
-                                return
-                except (WorkerDied, TransferFailed) as error:
-                    self._note_failure(pair, error)
-                    tried.append(pair.name)
-                    self._refuse_another_try(request, progress, tried, error)
-                    watch.again("resume" if progress.begun else "retry", error)
+            try:
+                while True:
+                    pair = await self._next_pair(tried, suspicion, deadline)
+                    asked = watch.attempt(pair, progress.next_attempt(rid))
+                    attempt = handoff.run(
+                        pair, asked, deadline, watch.phase, watch.aborted, first_early=early
+                    )
+                    self._quarantine.begin(rid, suspicion)
+                    try:
+                        async with aclosing(attempt) as deltas:
+                            async for delta in deltas:
+                                if (seen := progress.add(delta)) is None:
+                                    continue
+                                watch.delta(len(seen.output_ids))
+                                suspicion.tokens += len(seen.output_ids)
+                                if suspicion.on_trial:
+                                    self._quarantine.progressed(suspicion)
+                                if seen.finished:
+                                    watch.finished(seen.meta)
+                                yield seen
+                                if seen.finished:
+                                    self._canary.carried(pair)
+                                    return
+                    except (WorkerDied, TransferFailed) as error:
+                        self._note_failure(pair, error)
+                        tried.note(pair, suspicion)
+                        self._refuse_another_try(request, progress, tried, suspicion, error)
+                        watch.again("resume" if progress.begun else "retry", error)
+                    except PdEagleError as error:
+                        level = logging.DEBUG if error.status < 500 else logging.WARNING
+                        logger.log(level, "request %s failed on %s: %s", rid, pair.name, error)
+                        raise
+                    finally:
+                        self._quarantine.end_attempt(rid, suspicion)
                     rid = new_rid()
-                except PdEagleError as error:
-                    level = logging.DEBUG if error.status < 500 else logging.WARNING
-                    logger.log(level, "request %s failed on %s: %s", rid, pair.name, error)
-                    raise
+            finally:
+                self._quarantine.close(suspicion)
 
     @contextlib.asynccontextmanager
     async def _admitted(
@@ -301,16 +347,27 @@ class Service:
             self._canary.doubt(pair)
 
     def _refuse_another_try(
-        self, request: Request, progress: Progress, tried: list[str], error: PdEagleError
+        self,
+        request: Request,
+        progress: Progress,
+        tried: _Tried,
+        suspicion: Suspicion,
+        error: PdEagleError,
     ) -> None:
         """Raise `error` where going on elsewhere is not allowed or would not be the same answer."""
+        if words := suspicion.convicted_by:
+            logger.error(
+                "request %s crashes engines and is not tried again: %s", request.rid, words
+            )
+            raise EngineCrashed(f"the request crashed an engine that had no other: {words}")
         why = why_not_resume(request) if progress.begun else None
         if progress.begun and not self._policy.resume:
             why = "RESUME is off"
         if self.status == "draining":
             why = "the service is stopping"
-        if len(tried) > self._policy.retry_limit:
-            why = f"{len(tried)} pairs were tried: {', '.join(tried)} (RETRY_LIMIT)"
+        if len(tried.counted) > self._policy.retry_limit:
+            names = ", ".join(tried.counted)
+            why = f"{len(tried.counted)} pairs were tried: {names} (RETRY_LIMIT)"
         if why:
             logger.warning("request %s fails: %s; %s", request.rid, error, why)
             raise type(error)(f"{error}; not tried elsewhere: {why}")
@@ -319,22 +376,49 @@ class Service:
         verb = "resumed" if progress.begun else "tried again"
         logger.warning("request %s is %s on another pair: %s", request.rid, verb, error)
 
-    async def _next_pair(self, tried: list[str], deadline: float) -> Pair:
-        """Return a pair, waiting for one that comes back as long as the deadline allows."""
-        while True:
-            changed = self._changed
-            try:
-                return self._router.pick(tried[-1:])
-            except NotServing:
-                if self.status not in ("starting", "degraded", "ready"):
-                    raise
-            remaining_s = deadline - asyncio.get_running_loop().time()
-            try:
-                async with asyncio.timeout(remaining_s):
-                    await changed.wait()
-            except TimeoutError:
-                kind = NotServing if tried else DeadlineExceeded
-                raise kind("no pair of workers came back before the request's deadline") from None
+    async def _next_pair(self, tried: _Tried, suspicion: Suspicion, deadline: float) -> Pair:
+        """Return a pair, waiting for one that comes back as long as the deadline allows.
+
+        One that must be alone waits for its trial first.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                if suspicion.must_be_alone:
+                    await self._quarantine.take_trial(suspicion)
+                while True:
+                    changed = self._changed
+                    try:
+                        return self._pick(tried, suspicion)
+                    except NotServing:
+                        if self.status not in ("starting", "degraded", "ready"):
+                            raise
+                    await self._changes(changed, poll=suspicion.on_trial)
+        except TimeoutError:
+            kind = NotServing if tried.last else DeadlineExceeded
+            raise kind("no pair of workers came back before the request's deadline") from None
+
+    def _pick(self, tried: _Tried, suspicion: Suspicion) -> Pair:
+        reserved = self._quarantine.reserved
+        if not suspicion.on_trial:
+            return self._router.pick(tried.last, without=reserved)
+        assert reserved is not None
+        by_name = {worker.name: worker for worker in self.workers}
+        if by_name[reserved].state == "failed":  # given up: another of its role takes its place
+            role = by_name[reserved].role
+            ready = [w for w in self.workers if w.role == role and w.state == "ready"]
+            if ready:
+                self._quarantine.move(ready[0].name)
+                reserved = ready[0].name
+        return self._router.pick_empty(reserved)
+
+    async def _changes(self, changed: asyncio.Event, *, poll: bool) -> None:
+        """Wait until a worker or a link has changed; with `poll`, for a moment at most."""
+        if not poll:
+            await changed.wait()
+            return
+        with contextlib.suppress(TimeoutError):  # nobody tells when a worker has become empty
+            async with asyncio.timeout(_EMPTY_POLL_S):
+                await changed.wait()
 
     def check(self, request: Request) -> int:
         """Return the KV tokens that `request` is taken to need; raises `InvalidRequest`."""

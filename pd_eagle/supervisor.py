@@ -1,72 +1,57 @@
 """Starts a plan's workers all at once, watches them, restarts those that die, stops them all.
 
 One that cannot start ends the first start of the whole plan; later it is tried again, more and more
-seldom, and given up after a limit. It knows nothing of requests.
+seldom, also after it was given up. It knows nothing of requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
-import random
 import tempfile
 import time
-from collections import defaultdict, deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pd_eagle.errors import PdEagleError, StartFailed
 from pd_eagle.fork_safety import private_folder
+from pd_eagle.restarts import RestartHistory, RestartPolicy
 from pd_eagle.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from pd_eagle.placement import Plan
-    from pd_eagle.worker import Launch
+    from pd_eagle.worker import Death, Launch
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
-    """When a dead worker is started again: at most `limit` times in `window_s`.
-
-    The wait doubles from `first_delay_s` to `longest_delay_s`, give or take a quarter, so that
-    workers that died together do not come back together.
-    """
-
-    limit: int = 5
-    window_s: float = 300.0
-    first_delay_s: float = 0.1
-    longest_delay_s: float = 30.0
-    hang_timeout_s: float = 30.0
-
-    def delay_s(self, recent: int) -> float:
-        """Return the wait before another start, after `recent` others within the window."""
-        doubled = self.first_delay_s * 2.0**recent
-        return min(doubled, self.longest_delay_s) * random.uniform(0.75, 1.25)
 
 
 class Supervisor:
     """Owns the workers of one plan.
 
-    `on_change` is called when a worker dies, comes back, is suspected or is given up.
+    `on_change` is called when a worker dies, comes back, is suspected or is given up. `on_crash`
+    gets a death of the engine's own making, and returns whether it counts against the worker.
     """
 
     def __init__(
-        self, plan: Plan, on_change: Callable[[], None], policy: RestartPolicy | None = None
+        self,
+        plan: Plan,
+        on_change: Callable[[], None],
+        policy: RestartPolicy | None = None,
+        on_crash: Callable[[Worker, Death], bool] = lambda *_: True,
     ) -> None:
         self.workers = [Worker(worker, self._on_death) for worker in plan.workers]
         self._policy = policy or RestartPolicy()
         self._on_change = on_change
+        self._on_crash = on_crash
         self._launch: Callable[[str, Path], Launch] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._starts = itertools.count()
-        self._restarts: dict[str, deque[float]] = defaultdict(deque)
+        self._histories = {
+            worker.name: RestartHistory(self._policy.window_s) for worker in self.workers
+        }
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -93,7 +78,8 @@ class Supervisor:
         assert self._launch is not None
         assert self._folder is not None
         temp_dir = Path(self._folder.name) / f"{worker.name}-{next(self._starts)}"
-        await worker.start(self._launch(worker.name, temp_dir))
+        await worker.start(self._launch(worker.name, temp_dir), self._policy.start_timeout_s)
+        self._histories[worker.name].came_up()
 
     async def stop(self) -> None:
         """Stop every worker, whatever its state."""
@@ -124,28 +110,43 @@ class Supervisor:
 
     # --- death and return
 
-    def _on_death(self, worker: Worker, how: str) -> None:
-        logger.error("%s failed: %s", worker.name, how)
+    def _on_death(self, worker: Worker, death: Death) -> None:
+        said = f"; its last words: {death.crash}" if death.crash else ""
+        logger.error("%s failed: %s%s", worker.name, death.how, said)
+        self._histories[worker.name].went_down()
+        counts = death.crash is None or self._on_crash(worker, death)
         if not self._stopping:
             worker.become("restarting")
-            self._spawn(self._restart(worker))
+            self._spawn(self._restart(worker, counts=counts))
         self._on_change()
 
-    async def _restart(self, worker: Worker) -> None:
-        recent = self._restarts[worker.name]
+    def blame(self, name: str) -> None:
+        """Count a crash of that worker after all: no request was its culprit."""
+        self._histories[name].add()
+
+    async def _restart(self, worker: Worker, *, counts: bool) -> None:
+        history = self._histories[worker.name]
         while True:
-            while recent and recent[0] < time.monotonic() - self._policy.window_s:
-                recent.popleft()
-            if len(recent) >= self._policy.limit:
-                self._give_up(worker, len(recent))
-                return
-            if worker.state == "failed":  # its last start did
+            await self._wait_before_start(worker, history)
+            if worker.state == "failed":  # its last start failed, or it was given up
                 worker.become("restarting")
-            await asyncio.sleep(self._policy.delay_s(len(recent)))
-            recent.append(time.monotonic())
+            if counts:
+                history.add()
             if await self._came_back(worker):
                 self._on_change()
                 return
+            counts = True
+
+    async def _wait_before_start(self, worker: Worker, history: RestartHistory) -> None:
+        recent = history.recent
+        if recent < self._policy.limit:
+            history.tries_since_given_up = 0
+            await asyncio.sleep(self._policy.delay_s(recent))
+            return
+        again_s = self._policy.given_up_s(history.tries_since_given_up)
+        history.tries_since_given_up += 1
+        self._give_up(worker, recent, again_s)
+        await asyncio.sleep(again_s)
 
     async def _came_back(self, worker: Worker) -> bool:
         began = time.monotonic()
@@ -154,18 +155,19 @@ class Supervisor:
         except StartFailed as error:
             logger.error("%s", error)
             return False
-        except OSError as error:  # of the machine: no process, no descriptor, no room
-            worker.last_error = f"it could not be launched: {error}"
-            logger.error("%s: %s", worker.name, worker.last_error)
+        except Exception as error:  # OSError: no process, no descriptor, no room. Others: defects
+            worker.last_error = f"it could not be launched: {type(error).__name__}: {error}"
+            known = isinstance(error, OSError)
+            logger.error("%s: %s", worker.name, worker.last_error, exc_info=not known)
             return False
         worker.restarts += 1
         logger.warning("%s is back after %.1f s", worker.name, time.monotonic() - began)
         return True
 
-    def _give_up(self, worker: Worker, restarts: int) -> None:
+    def _give_up(self, worker: Worker, restarts: int, again_s: float) -> None:
         worker.last_error = (
             f"given up after {restarts} restarts within {self._policy.window_s:g} s: "
-            f"{worker.last_error}"
+            f"{worker.last_error} (tried again in {again_s:.0f} s)"
         )
         if worker.state != "failed":
             worker.become("failed")
@@ -178,8 +180,12 @@ class Supervisor:
         while True:
             await asyncio.sleep(min(1.0, self._policy.hang_timeout_s / 4))
             if worker.state in ("ready", "suspect"):
-                with contextlib.suppress(PdEagleError):  # it died meanwhile: others are told
+                try:
                     await self._check(worker)
+                except PdEagleError as error:  # it died meanwhile: others are told
+                    logger.debug("%s: %s", worker.name, error)
+                except Exception:  # a defect must not end the watching
+                    logger.exception("%s could not be checked", worker.name)
 
     async def _check(self, worker: Worker) -> None:
         patience_s = self._policy.hang_timeout_s / 2

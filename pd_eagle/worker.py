@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pd_eagle.channel import Channel, Traffic
-from pd_eagle.errors import NotServing, PdEagleError, StartFailed, WorkerDied
+from pd_eagle.errors import InvalidRequest, NotServing, PdEagleError, StartFailed, WorkerDied
 from pd_eagle.launch import OutputTail
 from pd_eagle.messages import (
     Abort,
@@ -64,6 +64,28 @@ _EXCEPTION_LINE = re.compile(
 )
 
 
+# How an engine that ends by itself says so. SGLang's processes catch what they fail with and say
+# "… hit an exception"; faulthandler speaks for fatal signals; its watchdog, and C++, say the rest
+# (0.5.23). A process that is killed from outside says nothing.
+_CRASH_LINE = re.compile(
+    r"hit an exception|Fatal Python error|terminate called"
+    r"|exit code:? (?:-(?:4|6|7|8|11)|[1-9]\d*)\b"
+)
+# From an engine's last words to its death: SGLang may take a while to clean up.
+_LAST_WORDS_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a serving worker died. `crash` is what the engine said itself; None: it was killed, or
+    is treated as dead. `rids` are the requests that were in it.
+    """
+
+    how: str
+    rids: tuple[str, ...]
+    crash: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """How to start a worker: by whom, with what, for which bootstrap port (prefill only)."""
@@ -79,7 +101,7 @@ class Launch:
 class Worker:
     """One worker of a plan. All methods belong to the front's event loop."""
 
-    def __init__(self, plan: WorkerPlan, on_death: Callable[[Worker, str], None]) -> None:
+    def __init__(self, plan: WorkerPlan, on_death: Callable[[Worker, Death], None]) -> None:
         self.plan = plan
         self.state: State = "starting"
         self.info: EngineInfo | None = None
@@ -126,10 +148,11 @@ class Worker:
 
     # --- life
 
-    async def start(self, launch: Launch) -> None:
+    async def start(self, launch: Launch, timeout_s: float | None = None) -> None:
         """Start the process and its engine; returns when it is ready to serve.
 
-        Raises `StartFailed` with the engine's last words as soon as the start cannot succeed.
+        Raises `StartFailed` with the engine's last words as soon as the start cannot succeed, or
+        when it takes longer than `timeout_s`.
         """
         self.bootstrap_port, self.temp_dir = launch.bootstrap_port, launch.temp_dir
         self.info, self.load, self._eof = None, None, False
@@ -144,14 +167,20 @@ class Worker:
             temp_dir=str(launch.temp_dir),
             factory=launch.factory,
         )
-        self._channel = Channel(FromWorker, self._on_message, self._on_eof, self.traffic)
+        self._channel = Channel(
+            FromWorker, self._on_message, self._on_eof, self._on_unsendable, self.traffic
+        )
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 send_spec(process.data, spec)  # if it is gone already, EOF says so below
             await self._channel.attach(process.data)
-            self.info = await self._started
+            async with asyncio.timeout(timeout_s):
+                self.info = await self._started
         except StartFailed as error:
             raise await self._start_failure(process, str(error)) from None
+        except TimeoutError:
+            cause = f"not ready within {timeout_s:g} s (START_TIMEOUT_S)"
+            raise await self._start_failure(process, cause, ends_itself=False) from None
         except BaseException:
             self._release()
             raise
@@ -160,20 +189,21 @@ class Worker:
         if self._eof:
             self._died("its process ended")
 
-    async def _start_failure(self, process: WorkerProcess, cause: str) -> StartFailed:
+    async def _start_failure(
+        self, process: WorkerProcess, cause: str, *, ends_itself: bool = True
+    ) -> StartFailed:
         assert self._output is not None
-        # It is ending by itself: how it does so says more than that we killed it.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.exited.wait(), 1.0)
+        if ends_itself:  # how it does so says more than that we killed it
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.exited.wait(), 1.0)
         process.kill_group()
         await self._output.wait_closed(timeout_s=2.0)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.exited.wait(), 1.0)
         said = [line for line in self._output.lines if line.strip()]
         self._release()
-        self.last_error = (
-            f"{_last_exception(said) or cause} (its process {process.describe_exit()})"
-        )
+        said_why = _last_exception(said) if ends_itself else None
+        self.last_error = f"{said_why or cause} (its process {process.describe_exit()})"
         self.become("failed")
         tail = "\n".join(f"  {self.name} | {line}" for line in said[-_LAST_WORDS_LINES:])
         return StartFailed(f"{self.name} could not start: {self.last_error}\n{tail}")
@@ -216,7 +246,7 @@ class Worker:
             os.close(pidfd)
         self._scheduler_pidfds.clear()
         if self._channel is not None:
-            self._channel.close()
+            self._channel.abort()
         process.data.close()
         if self._output is not None:
             self._output.close()
@@ -239,13 +269,27 @@ class Worker:
             return
         self.last_error = how
         self.become("failed")
-        self._release()
-        self._fail_requests(WorkerDied.code, how)
-        for pong in self._pongs.values():
+        death = Death(how, tuple(self._sinks))
+        # Whatever fails on the way, requests and whoever restarts this worker are told.
+        with contextlib.ExitStack() as told:
+            told.callback(lambda: self._on_death(self, death))
+            told.callback(self._fail_requests, WorkerDied.code, how)
+            told.callback(self._fail_pings, how)
+            self._release()  # takes in the last words
+            death = Death(how, death.rids, self._crash())
+
+    def _crash(self) -> str | None:
+        """Return what the engine said of its own end, None if it said nothing."""
+        assert self._output is not None
+        said = [line for line in self._output.lines_of_last(_LAST_WORDS_S) if line.strip()]
+        mark = next((line for line in said if _CRASH_LINE.search(line)), None)
+        return None if mark is None else _last_exception(said) or mark
+
+    def _fail_pings(self, how: str) -> None:
+        pongs, self._pongs = self._pongs, {}
+        for pong in pongs.values():
             if not pong.done():
                 pong.set_exception(WorkerDied(f"{self.name}: {how}"))
-        self._pongs.clear()
-        self._on_death(self, how)
 
     def _fail_requests(self, code: str, how: str) -> None:
         sinks, self._sinks = self._sinks, {}
@@ -315,6 +359,13 @@ class Worker:
         self._eof = True
         self._settle_start(StartFailed("its process ended while it was starting"))
         self._died("its process ended")
+
+    def _on_unsendable(self, message: Any, why: str) -> None:
+        if isinstance(message, Submit):  # everything else is ours and small
+            failure = f"the request cannot be sent to an engine: {why}"
+            self._deliver(Failed(message.request.rid, InvalidRequest.code, failure))
+        else:
+            logger.error("%s: %s is not sent: %s", self.name, type(message).__name__, why)
 
     def _log_line(self, line: str) -> None:
         engine_output.info("%s | %s", self.name, line)

@@ -26,6 +26,7 @@ from pd_eagle.channel import Channel
 from pd_eagle.errors import EngineError, StartFailed
 from pd_eagle.messages import (
     Abort,
+    Delta,
     Failed,
     Ping,
     Pong,
@@ -95,8 +96,11 @@ def run(data: socket.socket, lifeline: socket.socket, log_fd: int, *, fork: bool
     exit_code = 1
     try:
         exit_code = _start_and_serve(data, fork=fork)
-    except BaseException:
+    except StartFailed:  # a process of the engine's, which has said why itself
         traceback.print_exc()
+    except BaseException:
+        # In SGLang's words, which the front takes for a crash of the engine's own.
+        sys.stderr.write(f"The engine's host process hit an exception: {traceback.format_exc()}")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -141,7 +145,9 @@ class _Server:
         self._engine = engine
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopped = asyncio.Event()
-        self._channel: Channel[ToWorker] = Channel(ToWorker, self._on_message, self._on_eof)
+        self._channel: Channel[ToWorker] = Channel(
+            ToWorker, self._on_message, self._on_eof, self._on_unsendable
+        )
 
     async def serve(self, data: socket.socket) -> None:
         await self._channel.attach(data)
@@ -163,6 +169,14 @@ class _Server:
                 self._channel.send(Pong(seq, self._engine.load()))
             case Stop():
                 self._stopped.set()
+
+    def _on_unsendable(self, message: Any, why: str) -> Failed | None:
+        if not isinstance(message, Delta):
+            logger.error("%s is not sent: %s", type(message).__name__, why)
+            return None
+        if task := self._tasks.get(message.rid):
+            task.cancel()
+        return Failed(message.rid, EngineError.code, f"a result cannot be sent: {why}")
 
     def _on_eof(self) -> None:
         if not self._stopped.is_set():  # else it is our own close, and the engine shuts down next

@@ -50,11 +50,21 @@ class Act(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     """What the engine does with a request: `after` tokens of the answer, then `then`.
 
     `pause_s` is between tokens; `burst` tokens make one step. The first `skip` requests are simply
-    answered. `no_transfer` is a decode engine that never fetches the KV.
+    answered. `no_transfer` is a decode engine that never fetches the KV; `crash` is a death of the
+    engine's own making, `die` one by a signal from outside.
     """
 
     then: Literal[
-        "finish", "hang", "fail", "raise", "die", "exit", "scheduler_dies", "deaf", "no_transfer"
+        "finish",
+        "hang",
+        "fail",
+        "raise",
+        "die",
+        "exit",
+        "crash",
+        "scheduler_dies",
+        "deaf",
+        "no_transfer",
     ] = "finish"
     after: int = 0
     pause_s: float = 0.0
@@ -250,6 +260,10 @@ class ScriptedEngine:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "exit":
                 os._exit(9)
+            case "crash":
+                say("Scheduler hit an exception: Traceback (most recent call last):")
+                say(f"IndexError: the script says that {rid} is too much")
+                os._exit(1)
             case "scheduler_dies":
                 os.kill(self._schedulers[0], signal.SIGKILL)
             case "deaf":

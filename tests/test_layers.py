@@ -36,8 +36,8 @@ deployment
 channel fork_safety orphan launch engine_metrics
 engine worker_main zygote
 worker
-ports supervisor
-router resume admission handoff canary limits
+restarts ports supervisor
+quarantine router resume admission handoff canary limits
 metrics
 tracing
 service

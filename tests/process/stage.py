@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from pd_eagle import handoff
 from pd_eagle.messages import Delta, Failed, Request, Submit
 from pd_eagle.placement import Plan, WorkerPlan
+from pd_eagle.restarts import RestartPolicy
 from pd_eagle.service import Service, ServicePolicy, new_rid
-from pd_eagle.supervisor import RestartPolicy
 from pd_eagle.worker import Launch, Worker
 from tests import scripted
 from tests.scripted import Script
@@ -132,7 +132,7 @@ class Stage:
     def new_worker(self, name: str = "unified-0", role: Role = "unified") -> Worker:
         worker = Worker(
             WorkerPlan(name, role, (), 1),
-            lambda worker, how: self.deaths.put_nowait((worker.name, how)),
+            lambda worker, death: self.deaths.put_nowait((worker.name, death.how)),
         )
         self._stack.push_async_callback(worker.stop)
         return worker

@@ -63,6 +63,7 @@ class Front:
 
     openai: OpenAI | None
     api_key: str | None = None
+    failing = False
 
     def health(self) -> Health:
         raise AssertionError("nobody asks for it here")

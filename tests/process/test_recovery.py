@@ -15,8 +15,8 @@ import pytest
 
 from pd_eagle.errors import DeadlineExceeded, NotServing, TransferFailed, WorkerDied
 from pd_eagle.messages import Load
+from pd_eagle.restarts import RestartPolicy
 from pd_eagle.service import ServicePolicy
-from pd_eagle.supervisor import RestartPolicy
 from tests.process.stage import READY, Stage, request
 from tests.scripted import Act, Script, answer_to
 

@@ -101,6 +101,7 @@ class ScriptedFront:
         self.api_key: str | None = None
         self.status: Status = "ready"
         self.full: PdEagleError | None = None
+        self.failing = False
         self.inside: list[str] = []
 
     def health(self) -> Health:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pd_eagle.channel import Channel
-from pd_eagle.messages import Abort, Delta, FromWorker, Ping, Stop, ToWorker
+from pd_eagle.channel import MAX_FRAME_BYTES, Channel
+from pd_eagle.messages import Abort, Delta, Failed, FromWorker, Ping, Pong, Stop, ToWorker
 
 if TYPE_CHECKING:
     import random
@@ -33,11 +33,17 @@ class End:
         self.gone = asyncio.Event()
         self.goodbyes = 0
         self._more = asyncio.Event()
-        self.channel: Channel[Any] = Channel(union, self._hear, self._end)
+        self.unsendable: list[tuple[Any, str]] = []
+        self.instead: Any = None
+        self.channel: Channel[Any] = Channel(union, self._hear, self._end, self._not_sent)
 
     def _hear(self, message: Any) -> None:
         self.heard.append(message)
         self._more.set()
+
+    def _not_sent(self, message: Any, why: str) -> Any:
+        self.unsendable.append((message, why))
+        return self.instead
 
     def _end(self) -> None:
         self.goodbyes += 1
@@ -126,6 +132,55 @@ async def test_a_message_larger_than_any_buffer_arrives(ends: tuple[End, End]) -
     worker.channel.send(large)
     assert await front.hears(1) == [large]
     assert worker.channel.traffic.bytes_sent > 2_000_000
+
+
+UNSENDABLE = {
+    "an integer over 64 bits": 2**64,
+    "a negative integer over 64 bits": -(2**63) - 1,
+    "a foreign type": object(),
+    "a lone surrogate": "\ud800",
+    "what contains itself": [],
+    "what is too large": "x" * (MAX_FRAME_BYTES + 1),
+}
+UNSENDABLE["what contains itself"].append(UNSENDABLE["what contains itself"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", UNSENDABLE)
+async def test_what_cannot_be_sent_costs_no_other_message(ends: tuple[End, End], name: str) -> None:
+    front, worker = ends
+    bad = Delta("bad", "", [], {"value": UNSENDABLE[name]}, False)
+    worker.instead = Failed("bad", "engine_error", "it cannot be sent")
+    for message in (Pong(1, None), bad, Pong(2, None), Pong(3, None)):
+        worker.channel.send(message)
+    assert await front.hears(4) == [Pong(1, None), worker.instead, Pong(2, None), Pong(3, None)]
+    assert [message for message, _ in worker.unsendable] == [bad]
+    worker.channel.send(Pong(4, None))
+    assert (await front.hears(5))[4] == Pong(4, None)
+
+
+async def test_messages_that_are_too_large_together_go_in_several_frames(
+    ends: tuple[End, End],
+) -> None:
+    front, worker = ends
+    large = [Delta(str(n), "x" * (MAX_FRAME_BYTES // 3), [], {}, False) for n in range(5)]
+    for delta in large:
+        worker.channel.send(delta)
+    assert await front.hears(5) == large
+    assert worker.unsendable == []
+    assert worker.channel.traffic.frames_sent > 1
+
+
+async def test_an_abort_drops_what_the_other_side_does_not_read() -> None:
+    ours, theirs = socket.socketpair()
+    end = End(FromWorker)
+    await end.channel.attach(ours)
+    end.channel.send(Delta("r", "x" * 10_000_000, [], {}, False))  # more than a socket holds
+    end.channel.flush()
+    end.channel.abort()
+    await end.gone.wait()
+    ours.close()
+    assert ours.fileno() == -1
+    theirs.close()
 
 
 async def test_what_was_sent_before_the_close_arrives(ends: tuple[End, End]) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from pd_eagle.placement import Plan, WorkerPlan
-from pd_eagle.supervisor import RestartPolicy, Supervisor
+from pd_eagle.restarts import RestartPolicy
+from pd_eagle.supervisor import Supervisor
+from pd_eagle.worker import Death
 
 if TYPE_CHECKING:
     from pd_eagle.worker import Launch, Worker
@@ -47,7 +49,7 @@ async def deaths(supervisor: Supervisor, count: int, apart_s: float) -> Worker:
     (worker,) = supervisor.workers
     ready = asyncio.Event()
 
-    async def start(launch: Launch) -> None:
+    async def start(launch: Launch, timeout_s: float | None = None) -> None:
         worker.become("ready")
         ready.set()
 
@@ -57,7 +59,7 @@ async def deaths(supervisor: Supervisor, count: int, apart_s: float) -> Worker:
         await asyncio.sleep(apart_s)
         ready.clear()
         worker.become("failed")
-        supervisor._on_death(worker, f"death {number}")
+        supervisor._on_death(worker, Death(f"death {number}", ()))
         if number < count - 1:
             await asyncio.wait_for(ready.wait(), 5)
     for _ in range(100):

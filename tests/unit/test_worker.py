@@ -90,14 +90,16 @@ class OneTurn:
 
     info: EngineInfo
 
-    def __init__(self, incoming: object, on_message: Any, on_eof: Any, traffic: object) -> None:
+    def __init__(
+        self, incoming: object, on_message: Any, on_eof: Any, on_unsendable: object, traffic: object
+    ) -> None:
         self._on_message, self._on_eof = on_message, on_eof
 
     async def attach(self, data: object) -> None:
         self._on_message(Ready(self.info))
         self._on_eof()
 
-    def close(self) -> None:
+    def abort(self) -> None:
         pass
 
 
@@ -126,7 +128,7 @@ async def test_one_that_ends_in_the_turn_in_which_it_was_ready_is_dead(
 ) -> None:
     monkeypatch.setattr("pd_eagle.worker.Channel", OneTurn)
     told: list[str] = []
-    one, launcher = Worker(PLAN, lambda worker, how: told.append(how)), Started()
+    one, launcher = Worker(PLAN, lambda worker, death: told.append(death.how)), Started()
     await one.start(Launch(launcher, {}, tmp_path / "temp", {}))
     state = one.state
     await one.stop()
