@@ -112,7 +112,14 @@ class Settings:
         "auto",
     )
     enable_pd_defaults: bool = _setting(forms.FLAG, "false: auto never chooses PD by itself.", True)
-    tp_size: int | None = _setting(forms.whole(1), "Set: one unified engine of that TP.")
+    tp_size: int | None = _setting(
+        forms.whole(1), "Set: unified engines of that TP; one, unless UNIFIED_REPLICAS says more."
+    )
+    unified_replicas: int | None = _setting(
+        forms.whole(1),
+        "Set: that many unified engines (of TP_SIZE each) behind this one port, and no PD.",
+        shown="one, where there is no PD",
+    )
     prefill_replicas: int | None = _setting(
         forms.whole(1), "Prefill workers, by hand.", shown="the plan's"
     )
@@ -145,14 +152,23 @@ class Settings:
     speculative_draft_model_path: str | None = _setting(
         forms.PATH, "The draft model.", shown="the known draft of a known model"
     )
-    speculative_num_steps: int = _setting(forms.whole(1), "Depth of the draft's tree.", 2)
+    speculative_num_steps: int = _setting(
+        forms.whole(1),
+        "Depth of the draft's tree.",
+        2,
+        shown="2; on GPUs 3, if none of the three is set",
+    )
     speculative_eagle_topk: int = _setting(
-        forms.whole(1, MAX_EAGLE_TOPK), "Branches at each step; PD carries at most 16.", 6
+        forms.whole(1, MAX_EAGLE_TOPK),
+        "Branches at each step; PD carries at most 16.",
+        6,
+        shown="6; on GPUs 1, if none of the three is set",
     )
     speculative_num_draft_tokens: int = _setting(
         forms.whole(2),
         "Tokens verified at once. At most what the tree holds; steps + 1 for topk 1.",
         10,
+        shown="10; on GPUs 4, if none of the three is set",
     )
     speculative_token_map: str | None = _setting(
         forms.FILE, "The draft's small vocabulary: JSON list of token ids, or SGLang's .pt file."
@@ -254,6 +270,8 @@ class Settings:
     )
 
     warnings: tuple[str, ...] = ()
+    #: The variables of EAGLE's tree that were set, as far as they were.
+    tree_by_hand: tuple[str, ...] = ()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -347,12 +365,13 @@ def _checked(
             problems.append(row.problem(name, value))
             bad.add(row.field)
     warnings = tuple(_warnings(values))
+    tree_by_hand = tuple(f.upper() for f in _TREE if f in values)
     for fields, check in _CHECKS:
         if bad.isdisjoint(fields):
             problems.extend(check(values))
     if problems:
         raise SettingsError("\n".join(problems))
-    return values | {"warnings": warnings}
+    return values | {"warnings": warnings, "tree_by_hand": tree_by_hand}
 
 
 def _value(values: Mapping[str, Any], field: str) -> Any:
@@ -408,28 +427,35 @@ def _adaptive(values: dict[str, Any]) -> Iterator[str]:
 def _one_kind_of_plan(values: dict[str, Any]) -> Iterator[str]:
     tp, mode = values.get("tp_size"), _value(values, "pd_mode")
     by_hand = [f.upper() for f in _SPLIT if f in values]
-    if tp is not None and (mode == "on" or by_hand):
-        other = "PD_MODE='on'" if mode == "on" else " and ".join(by_hand)
+    replicas = values.get("unified_replicas")
+    other = "PD_MODE='on'" if mode == "on" else " and ".join(by_hand)
+    if tp is not None and other:
         yield (
             f"TP_SIZE={tp!r}: wanted unset beside {other}: it asks for one unified engine;"
             " the TPs of PD are PREFILL_TP and DECODE_TP"
+        )
+    if replicas is not None and other:
+        yield (
+            f"UNIFIED_REPLICAS={replicas!r}: wanted unset beside {other}: it asks for unified"
+            " engines, which do both; the replicas of PD are PREFILL_REPLICAS and DECODE_REPLICAS"
         )
     if mode == "off" and by_hand:
         yield f"PD_MODE='off': wanted on or auto beside {' and '.join(by_hand)}"
 
 
+_TREE = tuple(f"speculative_{name}" for name in ("num_steps", "eagle_topk", "num_draft_tokens"))
 _SPLIT = ("prefill_replicas", "prefill_tp", "decode_replicas", "decode_tp")
 _DEFAULTS = {row.field: row.default for row in TABLE}
 _CHECKS: tuple[tuple[frozenset[str], Callable[[dict[str, Any]], Iterator[str]]], ...] = (
     (
-        frozenset(f"speculative_{n}" for n in ("num_steps", "eagle_topk", "num_draft_tokens")),
+        frozenset(_TREE),
         _tree,
     ),
     (
         frozenset(f"speculative_{n}" for n in ("eagle_topk", "num_steps", "adaptive")),
         _adaptive,
     ),
-    (frozenset({"tp_size", "pd_mode", *_SPLIT}), _one_kind_of_plan),
+    (frozenset({"tp_size", "unified_replicas", "pd_mode", *_SPLIT}), _one_kind_of_plan),
 )
 
 

@@ -170,6 +170,7 @@ class _SGLangEngine:
             running=sum(s.num_running_reqs for s in snapshots),
             waiting=sum(s.num_waiting_reqs for s in snapshots),
             used_tokens=sum(s.num_used_tokens for s in snapshots),
+            max_running=sum(s.max_running_requests for s in snapshots),
             spec_accept_length=self._acceptance.length,
             spec_accept_rate=self._acceptance.rate,
         )

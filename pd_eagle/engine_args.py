@@ -11,7 +11,9 @@ import importlib.util
 import json
 from typing import TYPE_CHECKING, Any
 
+from pd_eagle import tuning
 from pd_eagle.errors import SettingsError
+from pd_eagle.fit import cpu_kv_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -23,11 +25,6 @@ if TYPE_CHECKING:
 
 # The same name as in pd_eagle.cpu, which registers it; a test holds both together.
 CPU_ATTENTION_BACKEND = "pd_eagle_torch"
-
-# Bytes of KV of one engine on the CPU: 23,000 tokens of the embedded model.
-_CPU_KV_BYTES = 512 * 2**20
-# Below this a pool is of no use, whatever it takes: one conversation.
-_CPU_KV_TOKENS = 8192
 
 _EXTRAS = {
     ("nixl", "cpu"): "nixl==1.5.1",
@@ -239,7 +236,8 @@ def build(
             raise ValueError(f"{worker.name}: a prefill or decode engine needs a transfer")
         arguments |= _pd(settings, worker, transfer, bootstrap_port, plan.kind)
     if settings.speculative_algorithm:
-        arguments |= _speculative(settings, draft_path, token_map)
+        arguments |= _speculative(settings, plan.kind, draft_path, token_map)
+    arguments |= tuning.for_role(plan.defaults, worker.role)
     return arguments | _of_role(settings, worker)
 
 
@@ -256,7 +254,6 @@ def _optional(settings: Settings) -> dict[str, Any]:
 
 
 def _cpu(settings: Settings, shape: ModelShape) -> dict[str, Any]:
-    longest = settings.context_length or shape.max_positions or _CPU_KV_TOKENS
     arguments: dict[str, Any] = {
         "device": "cpu",
         # "auto" would make float16 of float32, which few CPUs can calculate with.
@@ -272,9 +269,7 @@ def _cpu(settings: Settings, shape: ModelShape) -> dict[str, Any]:
         "load_snapshot_publish_interval": 1,
         # A step of a long prompt takes seconds here, in which the engine gives no sign of life.
         "chunked_prefill_size": 1024,
-        "max_total_tokens": max(
-            _CPU_KV_BYTES // shape.kv_bytes_per_token, min(longest, _CPU_KV_TOKENS)
-        ),
+        "max_total_tokens": cpu_kv_tokens(shape, settings.context_length),
     }
     if settings.mem_fraction_static is None:
         # Not what the pool takes (max_total_tokens is), but what may be in use when it is made:
@@ -305,13 +300,15 @@ def _pd(
 
 
 def _speculative(
-    settings: Settings, draft_path: str | None, token_map: str | None
+    settings: Settings, kind: Kind, draft_path: str | None, token_map: str | None
 ) -> dict[str, Any]:
+    tree = tuning.tree(settings, kind)
+    assert tree is not None
     arguments: dict[str, Any] = {
         "speculative_algorithm": settings.speculative_algorithm,
-        "speculative_num_steps": settings.speculative_num_steps,
-        "speculative_eagle_topk": settings.speculative_eagle_topk,
-        "speculative_num_draft_tokens": settings.speculative_num_draft_tokens,
+        "speculative_num_steps": tree.steps,
+        "speculative_eagle_topk": tree.topk,
+        "speculative_num_draft_tokens": tree.tokens,
         "speculative_attention_mode": settings.speculative_attention_mode,
     }
     if draft_path is not None:

@@ -19,6 +19,17 @@ KV_RESERVE_BYTES = 4 * 2**30
 
 _GIB = 2**30
 
+# Bytes of KV of one engine on the CPU: 23,000 tokens of the embedded model.
+_CPU_KV_BYTES = 512 * 2**20
+# Below this a pool is of no use, whatever it takes: one conversation.
+_CPU_KV_TOKENS = 8192
+
+
+def cpu_kv_tokens(shape: ModelShape, context_length: int | None) -> int:
+    """Return how many tokens of KV an engine on the CPU is given."""
+    longest = context_length or shape.max_positions or _CPU_KV_TOKENS
+    return max(_CPU_KV_BYTES // shape.kv_bytes_per_token, min(longest, _CPU_KV_TOKENS))
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -64,6 +75,19 @@ class Load:
             return self.target.weight_bytes // self.target.layers
         # Whole, though the embedding is shared later: SGLang allocates it before it shares.
         return self.draft.weight_bytes
+
+    def kv_tokens(self, memory_bytes: int, tp: int) -> int:
+        """Return about how many tokens of KV one engine holds on GPUs of `memory_bytes` at `tp`."""
+        room = round(memory_bytes * self.mem_fraction) - self._weights(tp)
+        return max(0, round(room / self._kv_bytes_per_token(tp)))
+
+    def _kv_bytes_per_token(self, tp: int) -> float:
+        draft = self.draft if self.draft and self.draft.name != self.target.name else None
+        return sum(
+            shape.kv_bytes_per_token / (1 if shape.is_mla else min(tp, shape.kv_heads))
+            for shape in (self.target, draft)
+            if shape is not None
+        )
 
     def why_not_hand_over(self, prefill_tp: int, decode_tp: int) -> str | None:
         """Return why KV made at `prefill_tp` cannot go on at `decode_tp`, or None.

@@ -17,6 +17,7 @@ class WorkerHealth:
 
     `running` and `kv_tokens_used` are what its engine said last, at most a second or two ago, of
     requests and of `kv_tokens`, its pool; what can be evicted from the cache does not count.
+    `max_running` is how many requests it decodes at once at most.
     """
 
     name: str
@@ -29,6 +30,7 @@ class WorkerHealth:
     inflight: int
     served: int
     running: int | None
+    max_running: int | None
     kv_tokens_used: int | None
     kv_tokens: int | None
     spec_accept_length: float | None
@@ -47,6 +49,7 @@ class WorkerHealth:
             inflight=worker.inflight,
             served=worker.served,
             running=worker.load.running if worker.load else None,
+            max_running=(worker.load.max_running or None) if worker.load else None,
             kv_tokens_used=worker.load.used_tokens if worker.load else None,
             kv_tokens=worker.info.max_total_tokens if worker.info else None,
             spec_accept_length=worker.load.spec_accept_length if worker.load else None,
@@ -94,6 +97,8 @@ class Health:
                 "mode": self.plan.mode,
                 "reason": self.plan.reason,
                 "notes": list(self.plan.notes),
+                "tree": asdict(self.plan.tree) if self.plan.tree else None,
+                "defaults": [asdict(default) for default in self.plan.defaults],
                 "workers": [asdict(worker) for worker in self.plan.workers],
             },
             "workers": [asdict(worker) for worker in self.workers],

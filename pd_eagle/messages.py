@@ -68,14 +68,16 @@ class EngineInfo(Struct, frozen=True):
 class Load(Struct, frozen=True, omit_defaults=True):
     """How busy an engine is, from SGLang's own shared-memory snapshot.
 
-    `snapshot_at` is the scheduler's wall clock in seconds; a stale one is the sign of a hang. With
-    EAGLE: tokens a verification, and accepted tokens of those drafted.
+    `snapshot_at` is the scheduler's wall clock in seconds; a stale one is the sign of a hang.
+    `max_running` is how many requests the engine runs at once at most, 0 if unknown. With EAGLE:
+    tokens a verification, and accepted tokens of those drafted.
     """
 
     snapshot_at: float
     running: int = 0
     waiting: int = 0
     used_tokens: int = 0
+    max_running: int = 0
     spec_accept_length: float | None = None
     spec_accept_rate: float | None = None
 

@@ -5,12 +5,14 @@ A plan and its reason are made together. It knows nothing of SGLang's arguments,
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pd_eagle import tuning
 from pd_eagle.drafts import check_draft
 from pd_eagle.errors import PlanRefused
-from pd_eagle.fit import DEFAULT_MEM_FRACTION, Load
+from pd_eagle.fit import DEFAULT_MEM_FRACTION, Load, cpu_kv_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pd_eagle.devices import Inventory, Kind
     from pd_eagle.messages import Role
     from pd_eagle.shapes import ModelShape
+    from pd_eagle.tuning import Default, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,10 @@ class Plan:
     kind: Kind
     workers: tuple[WorkerPlan, ...]
     notes: tuple[str, ...] = ()
+    #: What EAGLE drafts; None without it.
+    tree: Tree | None = None
+    #: What its engines are told though nobody set it.
+    defaults: tuple[Default, ...] = ()
 
     @property
     def prefill(self) -> tuple[WorkerPlan, ...]:
@@ -60,6 +67,9 @@ class Plan:
             where = ", ".join(f"GPU {index}" for index in worker.devices) or "CPU"
             lines.append(f"{worker.name:<12}{worker.role:<10}{worker.tp:>2}  {where}")
         lines.append(f"{self.mode}: {self.reason}")
+        if self.tree:
+            lines.append(str(self.tree))
+        lines += [f"default: {default}" for default in self.defaults]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -108,8 +118,33 @@ def plan(
         mem_fraction=settings.mem_fraction_static or DEFAULT_MEM_FRACTION,
     )
     if inventory.kind == "cpu":
-        return _on_cpu(settings, inventory)
-    return _on_gpus(settings, inventory, load)
+        found = _on_cpu(settings, inventory)
+    else:
+        found = _on_gpus(settings, inventory, load)
+    return _tuned(found, settings, inventory, load)
+
+
+def _tuned(found: Plan, settings: Settings, inventory: Inventory, load: Load) -> Plan:
+    """Add what the engines are told by default."""
+    tp = found.serving[0].tp
+    tokens = _kv_tokens(settings, inventory, load, tp)
+    unified = found.mode == "unified"
+    return dataclasses.replace(
+        found,
+        tree=tuning.tree(settings, found.kind),
+        defaults=tuning.defaults(settings, found.kind, unified=unified, kv_tokens=tokens, tp=tp),
+    )
+
+
+def _kv_tokens(settings: Settings, inventory: Inventory, load: Load, tp: int) -> int:
+    """Return how many tokens of KV one engine is expected to hold; the user's own pool counts."""
+    given = settings.engine_args.get("max_total_tokens")
+    if inventory.kind == "cpu":
+        expected = cpu_kv_tokens(load.target, settings.context_length)
+        return given if isinstance(given, int) else expected
+    smallest = min(gpu.total_memory_bytes for gpu in inventory.devices)
+    expected = load.kv_tokens(smallest, tp)
+    return min(given, expected) if isinstance(given, int) else expected
 
 
 def _on_cpu(settings: Settings, inventory: Inventory) -> Plan:
@@ -118,7 +153,8 @@ def _on_cpu(settings: Settings, inventory: Inventory) -> Plan:
         if value not in (None, 1):
             raise PlanRefused(f"{name.upper()}={value}: engines on the CPU have TP 1")
     where = f"on the CPU ({inventory.reason})"
-    embedded = settings.model_path is None and settings.tp_size is None
+    unified = settings.tp_size is not None or settings.unified_replicas is not None
+    embedded = settings.model_path is None and not unified
     if settings.pd_mode == "on":
         why = "PD_MODE=on"
     elif settings.pd_mode == "auto" and embedded and settings.enable_pd_defaults:
@@ -126,13 +162,19 @@ def _on_cpu(settings: Settings, inventory: Inventory) -> Plan:
     else:
         why_not = _why_unified(settings) or "automatic PD wants H100 GPUs, and there is no GPU"
         _refuse_idle_split(settings, why_not)
-        return _unified(f"one engine {where}: {why_not}", inventory, 1)
+        replicas = settings.unified_replicas or 1
+        return _unified(f"{_engines(replicas)} {where}: {why_not}", inventory, 1, replicas)
     split = Split(settings.prefill_replicas or 1, 1, settings.decode_replicas or 1, 1)
     return _pd(f"{split} {where}: {why}", inventory, split)
 
 
 def _why_unified(settings: Settings) -> str | None:
     """Return the setting that rules PD out, whatever the devices are."""
+    if settings.unified_replicas is not None:
+        count = settings.unified_replicas
+        return f"UNIFIED_REPLICAS={count} asks for unified engines" + (
+            f", TP_SIZE={settings.tp_size}" if settings.tp_size is not None else ""
+        )
     if settings.tp_size is not None:
         return f"TP_SIZE={settings.tp_size} asks for one unified engine"
     if settings.pd_mode == "off":
@@ -154,7 +196,7 @@ def _on_gpus(settings: Settings, inventory: Inventory, load: Load) -> Plan:
     why_not = _why_unified(settings) or _why_not_automatic(settings, inventory)
     if why_not:
         _refuse_idle_split(settings, why_not)
-        return _one_engine(settings.tp_size, why_not, inventory, load)
+        return _engines_alike(settings, why_not, inventory, load)
     why = "PD_MODE=on"
     if settings.pd_mode == "auto":
         why = f"all {len(inventory.devices)} visible GPUs are H100"
@@ -165,7 +207,7 @@ def _on_gpus(settings: Settings, inventory: Inventory, load: Load) -> Plan:
     except PlanRefused as refusal:
         if settings.pd_mode == "on":
             raise
-        return _one_engine(None, f"{why}, but {refusal}", inventory, load)
+        return _engines_alike(settings, f"{why}, but {refusal}", inventory, load)
 
 
 def _why_not_automatic(settings: Settings, inventory: Inventory) -> str | None:
@@ -176,8 +218,9 @@ def _why_not_automatic(settings: Settings, inventory: Inventory) -> str | None:
     return f"automatic PD wants 2, 4 or 8 GPUs, all H100; here: {inventory}"
 
 
-def _one_engine(tp: int | None, why: str, inventory: Inventory, load: Load) -> Plan:
-    gpus = len(inventory.devices)
+def _engines_alike(settings: Settings, why: str, inventory: Inventory, load: Load) -> Plan:
+    """Return a plan of unified engines: one, unless UNIFIED_REPLICAS says more."""
+    gpus, tp, replicas = len(inventory.devices), settings.tp_size, settings.unified_replicas
     if tp is None:
         tp = _smallest_tp(range(1, gpus + 1), inventory, load)
         why = f"{why}; TP {tp} is the smallest that fits"
@@ -185,7 +228,37 @@ def _one_engine(tp: int | None, why: str, inventory: Inventory, load: Load) -> P
         raise PlanRefused(f"TP_SIZE={tp}: wanted at most {gpus}, the visible GPUs")
     elif obstacle := _obstacle(tp, inventory, load):
         raise PlanRefused(f"TP_SIZE={tp}: {obstacle}")
-    return _unified(f"one engine: {why}{_unused(gpus - tp)}", inventory, tp)
+    if replicas is not None and replicas * tp > gpus:
+        raise PlanRefused(
+            f"UNIFIED_REPLICAS={replicas}: {replicas} × TP{tp} takes {replicas * tp} GPUs, and"
+            f" {gpus} are visible: wanted at most {gpus // tp}"
+        )
+    count = replicas or 1
+    idle = _unused(gpus - count * tp) + _how_to_use_all(settings, count, tp, inventory, load)
+    return _unified(f"{_engines(count)}: {why}{idle}", inventory, tp, count)
+
+
+def _engines(count: int) -> str:
+    return "one engine" if count == 1 else f"{count} engines"
+
+
+def _how_to_use_all(
+    settings: Settings, count: int, tp: int, inventory: Inventory, load: Load
+) -> str:
+    """Name the settings with which GPUs that stay unused would serve too."""
+    gpus = len(inventory.devices)
+    if gpus // tp <= count:
+        return ""
+    ways = [f"UNIFIED_REPLICAS={gpus // tp} serves on {gpus // tp * tp}"]
+    if settings.tp_size is None:
+        try:
+            split = _automatic("", inventory, load)
+        except PlanRefused:
+            pass
+        else:
+            unset = " without UNIFIED_REPLICAS" if settings.unified_replicas else ""
+            ways.append(f"PD_MODE=on{unset} on {sum(worker.tp for worker in split.workers)}")
+    return f" ({', '.join(ways)})"
 
 
 def _automatic(why: str, inventory: Inventory, load: Load) -> Plan:
@@ -272,10 +345,18 @@ def _unused(gpus: int) -> str:
     return f"; {gpus} GPU{' stays' if gpus == 1 else 's stay'} unused"
 
 
-def _unified(reason: str, inventory: Inventory, tp: int) -> Plan:
-    devices = tuple(range(tp)) if inventory.kind == "cuda" else ()
-    worker = WorkerPlan("unified-0", "unified", devices, tp)
-    return Plan("unified", reason, inventory.kind, (worker,), inventory.notes)
+def _unified(reason: str, inventory: Inventory, tp: int, replicas: int = 1) -> Plan:
+    on_gpus = inventory.kind == "cuda"
+    workers = tuple(
+        WorkerPlan(
+            f"unified-{number}",
+            "unified",
+            tuple(range(number * tp, (number + 1) * tp)) if on_gpus else (),
+            tp,
+        )
+        for number in range(replicas)
+    )
+    return Plan("unified", reason, inventory.kind, workers, inventory.notes)
 
 
 def _pd(reason: str, inventory: Inventory, split: Split, load: Load | None = None) -> Plan:

@@ -26,10 +26,10 @@ LAYERS = """
 version errors messages heap
 cpu.overrides cpu
 demo
-forms unknown_names known_models config
+forms unknown_names known_models measured config
 devices
 shapes models drafts cpu_families
-fit placement
+fit tuning placement
 engine_args
 doctor
 deployment

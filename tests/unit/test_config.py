@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "PD_MODE": "auto",
     "ENABLE_PD_DEFAULTS": True,
     "TP_SIZE": None,
+    "UNIFIED_REPLICAS": None,
     "PREFILL_REPLICAS": None,
     "PREFILL_TP": None,
     "DECODE_REPLICAS": None,
@@ -127,6 +128,7 @@ BAD: list[tuple[str, str, str]] = [
     ("REASONING_PARSER", " ", TEXT),
     ("PD_MODE", "true", "one of auto, on, off"),
     ("ENABLE_PD_DEFAULTS", "maybe", "true or false"),
+    ("UNIFIED_REPLICAS", "0", WHOLE_1),
     ("TP_SIZE", "two", WHOLE_1),
     ("TP_SIZE", "0", WHOLE_1),
     ("TP_SIZE", "1.0", WHOLE_1),
@@ -380,6 +382,14 @@ def test_draft_tokens_that_no_tree_holds(steps: int, topk: int, tokens: int, wan
     ("environ", "told"),
     [
         ({"TP_SIZE": "2", "PD_MODE": "on"}, "TP_SIZE=2: wanted unset beside PD_MODE='on': "),
+        (
+            {"UNIFIED_REPLICAS": "2", "PD_MODE": "on"},
+            "UNIFIED_REPLICAS=2: wanted unset beside PD_MODE='on': it asks for unified engines",
+        ),
+        (
+            {"UNIFIED_REPLICAS": "2", "DECODE_REPLICAS": "1"},
+            "UNIFIED_REPLICAS=2: wanted unset beside DECODE_REPLICAS: ",
+        ),
         (
             {"TP_SIZE": "2", "PREFILL_TP": "1", "DECODE_TP": "1"},
             "TP_SIZE=2: wanted unset beside PREFILL_TP and DECODE_TP: ",

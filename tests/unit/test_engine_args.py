@@ -162,9 +162,9 @@ def test_both_roles_speculate_alike() -> None:
     settings = Settings.from_kwargs(speculative_algorithm="EAGLE", speculative_token_map="ids.pt")
     expected = {
         "speculative_algorithm": "EAGLE",
-        "speculative_num_steps": 2,
-        "speculative_eagle_topk": 6,
-        "speculative_num_draft_tokens": 10,
+        "speculative_num_steps": 3,
+        "speculative_eagle_topk": 1,
+        "speculative_num_draft_tokens": 4,
         "speculative_attention_mode": "prefill",
         "speculative_draft_model_path": "draft",
         "speculative_token_map": "ids.pt",
@@ -175,6 +175,72 @@ def test_both_roles_speculate_alike() -> None:
         assert {k: v for k, v in arguments.items() if k.startswith("speculative")} == expected
     converted = told(settings, found, "decode-0", draft_path="draft", token_map="converted.pt")
     assert converted["speculative_token_map"] == "converted.pt"
+
+
+DOCUMENTED, CHAIN = (2, 6, 10), (3, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("described", "given", "expected"),
+    [
+        ("2xH100", {}, CHAIN),
+        ("2xA100", {}, CHAIN),
+        ("cpu", {}, DOCUMENTED),
+        ("2xH100", {"speculative_num_steps": 2}, DOCUMENTED),
+        ("2xH100", {"speculative_eagle_topk": 6}, DOCUMENTED),
+        ("2xH100", {"speculative_num_draft_tokens": 10}, DOCUMENTED),
+        ("2xH100", {"speculative_eagle_topk": 1}, (2, 1, 3)),
+    ],
+)
+def test_the_tree_where_none_is_set_and_where_one_is(
+    described: str, given: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    settings = Settings.from_kwargs(speculative_algorithm="EAGLE", pd_mode="off", **given)
+    found = on_gpus(settings, described)
+    arguments = told(settings, found, "unified-0", draft_path="draft")
+    names = ("num_steps", "eagle_topk", "num_draft_tokens")
+    assert tuple(arguments[f"speculative_{name}"] for name in names) == expected
+    assert found.tree is not None
+    assert (found.tree.steps, found.tree.topk, found.tree.tokens) == expected
+    assert str(found.tree) in str(found)
+
+
+@pytest.mark.parametrize(
+    ("described", "given", "running"),
+    [
+        ("2xH100", {}, 256),  # the largest CUDA graph: hundreds of thousands of tokens fit
+        ("4xH100", {"tp_size": 4}, 512),
+        ("1xL40S", {"mem_fraction_static": 0.463}, 242),  # KV is what is short
+        ("2xH100", {"engine_args": {"max_total_tokens": 25600}}, 100),
+        ("2xH100", {"engine_args": {"max_running_requests": 7}}, 7),
+        ("cpu", {}, 36),
+    ],
+)
+def test_an_eagle_engine_runs_what_its_kv_holds_and_not_the_48_of_sglang(
+    described: str, given: dict[str, Any], running: int
+) -> None:
+    settings = Settings.from_kwargs(speculative_algorithm="EAGLE", **({"pd_mode": "off"} | given))
+    found = plan(settings, parse_gpus(described), TARGET, DRAFT)
+    assert told(settings, found, "unified-0")["max_running_requests"] == running
+    plain = Settings.from_kwargs(pd_mode="off")
+    assert "max_running_requests" not in told(plain, on_gpus(plain, described), "unified-0")
+
+
+def test_unified_engines_on_gpus_mix_decode_steps_into_chunks_unless_told_otherwise() -> None:
+    tuned = {"chunked_prefill_size": 1024, "enable_mixed_chunk": True}
+    for given in ({"unified_replicas": 2}, {"pd_mode": "off"}, {"tp_size": 2}):
+        settings = Settings.from_kwargs(**given)
+        arguments = told(settings, on_gpus(settings), "unified-0")
+        assert {name: arguments[name] for name in tuned} == tuned
+    own = {"chunked_prefill_size": 8192, "enable_mixed_chunk": False}
+    settings = Settings.from_kwargs(unified_replicas=2, engine_args=own)
+    arguments = told(settings, on_gpus(settings), "unified-1")
+    assert {name: arguments[name] for name in own} == own
+    assert arguments["base_gpu_id"] == 1
+    for settings in (Settings.from_kwargs(pd_mode="on"), Settings.from_kwargs(pd_mode="off")):
+        found = plan(settings, CPU if settings.pd_mode == "off" else parse_gpus("2xH100"), TARGET)
+        for worker in found.workers:
+            assert "enable_mixed_chunk" not in told(settings, found, worker.name)
 
 
 def test_speculative_settings_without_an_algorithm_are_not_passed() -> None:

@@ -10,11 +10,20 @@ import pytest
 from pd_eagle.health import Health, WorkerHealth
 from pd_eagle.messages import EngineInfo, Load
 from pd_eagle.placement import Plan, WorkerPlan
+from pd_eagle.tuning import Default, Tree
 from pd_eagle.worker import Worker
 
 PREFILL = WorkerPlan("prefill-0", "prefill", (0,), 1)
 DECODE = WorkerPlan("decode-0", "decode", (1,), 1)
-PLAN = Plan("pd", "2 × H100", "cuda", (PREFILL, DECODE), ("a note",))
+PLAN = Plan(
+    "pd",
+    "2 × H100",
+    "cuda",
+    (PREFILL, DECODE),
+    ("a note",),
+    Tree(3, 1, 4, "measured"),
+    (Default("max_running_requests", 9, "9 fit"),),
+)
 
 
 def worker(plan: WorkerPlan) -> Worker:
@@ -42,7 +51,7 @@ def test_a_worker_says_what_it_is() -> None:
     decode = worker(DECODE)
     decode.state, decode.restarts, decode.served = "ready", 2, 7
     decode.info = EngineInfo(1, [130], 4096, 1023, 1024, 256)
-    decode.load = Load(1.0, running=1, used_tokens=17, spec_accept_length=1.8)
+    decode.load = Load(1.0, running=1, used_tokens=17, max_running=48, spec_accept_length=1.8)
     decode.last_error = "its process ended"
     assert WorkerHealth.of(decode) == WorkerHealth(
         name="decode-0",
@@ -54,6 +63,7 @@ def test_a_worker_says_what_it_is() -> None:
         restarts=2,
         inflight=0,
         running=1,
+        max_running=48,
         kv_tokens_used=17,
         kv_tokens=4096,
         served=7,
@@ -80,6 +90,8 @@ def test_the_names_are_the_documented_ones() -> None:
         "mode": "pd",
         "reason": "2 × H100",
         "notes": ["a note"],
+        "tree": {"steps": 3, "topk": 1, "tokens": 4, "reason": "measured"},
+        "defaults": [{"name": "max_running_requests", "value": 9, "reason": "9 fit", "role": None}],
         "workers": [
             {"name": "prefill-0", "role": "prefill", "devices": [0], "tp": 1},
             {"name": "decode-0", "role": "decode", "devices": [1], "tp": 1},

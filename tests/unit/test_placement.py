@@ -228,6 +228,18 @@ REFUSED: list[tuple[str, ModelShape, dict[str, Any], str]] = [
         " TP 2 to TP 3: neither is a multiple of the other",
     ),
     (
+        "2xH100",
+        QWEN,
+        {"unified_replicas": 3},
+        "UNIFIED_REPLICAS=3: 3 × TP1 takes 3 GPUs, and 2 are visible: wanted at most 2",
+    ),
+    (
+        "4xH100",
+        QWEN,
+        {"unified_replicas": 3, "tp_size": 2},
+        "UNIFIED_REPLICAS=3: 3 × TP2 takes 6 GPUs, and 4 are visible: wanted at most 2",
+    ),
+    (
         "4xH200",
         QWEN,
         {"prefill_replicas": 1},
@@ -354,13 +366,42 @@ REASONS: list[tuple[str, ModelShape, dict[str, Any], str]] = [
         QWEN,
         {},
         "one engine: automatic PD wants 2, 4 or 8 GPUs, all H100; here: 4 × NVIDIA H200; TP 1 is"
-        " the smallest that fits; 3 GPUs stay unused",
+        " the smallest that fits; 3 GPUs stay unused (UNIFIED_REPLICAS=4 serves on 4, PD_MODE=on on"
+        " 4)",
     ),
     (
         "8xH100",
         QWEN,
         {"tp_size": 4},
-        "one engine: TP_SIZE=4 asks for one unified engine; 4 GPUs stay unused",
+        "one engine: TP_SIZE=4 asks for one unified engine; 4 GPUs stay unused (UNIFIED_REPLICAS=2"
+        " serves on 8)",
+    ),
+    (
+        "2xH100",
+        QWEN,
+        {"unified_replicas": 2},
+        "2 engines: UNIFIED_REPLICAS=2 asks for unified engines; TP 1 is the smallest that fits",
+    ),
+    (
+        "5xH100",
+        QWEN,
+        {"unified_replicas": 1, "tp_size": 2},
+        "one engine: UNIFIED_REPLICAS=1 asks for unified engines, TP_SIZE=2; 3 GPUs stay unused"
+        " (UNIFIED_REPLICAS=2 serves on 4)",
+    ),
+    (
+        "4xH100",
+        QWEN,
+        {"unified_replicas": 3},
+        "3 engines: UNIFIED_REPLICAS=3 asks for unified engines; TP 1 is the smallest that fits;"
+        " 1 GPU stays unused (UNIFIED_REPLICAS=4 serves on 4, PD_MODE=on without UNIFIED_REPLICAS"
+        " on 4)",
+    ),
+    (
+        "3xA100",
+        BIG,
+        {"mem_fraction_static": 0.95, "tp_size": 2},
+        "one engine: TP_SIZE=2 asks for one unified engine; 1 GPU stays unused",
     ),
     ("1xL40S", QWEN, {"pd_mode": "off"}, "one engine: PD_MODE=off; TP 1 is the smallest that fits"),
 ]
@@ -371,6 +412,44 @@ def test_a_plan_says_why(
     described: str, shape: ModelShape, given: dict[str, Any], reason: str
 ) -> None:
     assert plan(Settings.from_kwargs(**given), parse_gpus(described), shape).reason == reason
+
+
+REPLICAS: list[tuple[str, dict[str, Any], list[tuple[int, ...]]]] = [
+    ("2xH100", {"unified_replicas": 2}, [(0,), (1,)]),
+    ("8xA100", {"unified_replicas": 3, "tp_size": 2}, [(0, 1), (2, 3), (4, 5)]),
+    ("8xH200", {"unified_replicas": 8, "pd_mode": "off"}, [(n,) for n in range(8)]),
+    ("cpu", {"unified_replicas": 2}, [(), ()]),
+    ("cpu", {"unified_replicas": 2, "model_path": "m", "tp_size": 1}, [(), ()]),
+]
+
+
+@pytest.mark.parametrize(("described", "given", "expected"), REPLICAS)
+def test_unified_replicas_have_gpus_of_their_own(
+    described: str, given: dict[str, Any], expected: list[tuple[int, ...]]
+) -> None:
+    found = plan(Settings.from_kwargs(**given), parse_gpus(described), QWEN)
+    assert found.mode == "unified"
+    assert [worker.devices for worker in found.workers] == expected
+    assert [w.name for w in found.workers] == [f"unified-{n}" for n in range(len(expected))]
+
+
+def test_the_plan_tells_every_default_with_its_reason() -> None:
+    found = plan(Settings.from_kwargs(unified_replicas=2), parse_gpus("2xH100"), QWEN)
+    assert {default.name: default.value for default in found.defaults} == {
+        "chunked_prefill_size": 1024,
+        "enable_mixed_chunk": True,
+    }
+    for default in found.defaults:
+        assert f"default: {default.name}={default.value}: {default.reason}" in str(found)
+
+
+def test_what_the_user_says_of_the_engine_is_no_default() -> None:
+    own = {"chunked_prefill_size": 4096}
+    kinds: tuple[dict[str, Any], ...] = ({"unified_replicas": 2}, {"pd_mode": "off"})
+    for kind in kinds:
+        settings = Settings.from_kwargs(engine_args=own, **kind)
+        names = [one.name for one in plan(settings, parse_gpus("2xH100"), QWEN).defaults]
+        assert names == ["enable_mixed_chunk"]
 
 
 CPU_PLANS: list[tuple[dict[str, Any], str, str]] = [
