@@ -197,6 +197,13 @@ class Settings:
         "Requests that one client (address) may have open, running or waiting; more get 429.",
         shown="no limit",
     )
+    prefill_window_tokens: int | None = _setting(
+        forms.whole(0),
+        "PD: prompt tokens outstanding in a prefill engine; more wait in the front, where short"
+        " prompts go first and waiting counts. 0: no limit. About one or two chunks"
+        " (chunked_prefill_size: 8192 on 80 GB cards) is what it is for.",
+        shown="no limit",
+    )
     queue_timeout_s: float = _setting(
         forms.seconds(zero=False), "How long a request may wait for its turn.", 30.0
     )

@@ -197,6 +197,7 @@ def _policy(settings: Settings) -> ServicePolicy:
         max_inflight_per_client=settings.max_inflight_per_client,
         queue_timeout_s=settings.queue_timeout_s,
         canary_interval_s=settings.canary_interval_s,
+        prefill_window_tokens=settings.prefill_window_tokens,
         restarts=RestartPolicy(
             limit=settings.restart_limit,
             hang_timeout_s=settings.hang_timeout_s,

@@ -28,6 +28,7 @@ from pd_eagle.errors import (
 )
 from pd_eagle.messages import Request
 from pd_eagle.metrics import Metrics
+from pd_eagle.prefill_window import PrefillWindows
 from pd_eagle.quarantine import Quarantine, Suspicion
 from pd_eagle.restarts import RestartPolicy
 from pd_eagle.resume import Progress, first_may_come_early, why_not_resume
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pd_eagle.messages import Delta, EngineInfo
     from pd_eagle.metrics import RequestWatch
     from pd_eagle.placement import Plan
+    from pd_eagle.prefill_window import Turn
     from pd_eagle.router import Pair
     from pd_eagle.worker import Death, Launch, Worker
 
@@ -73,6 +75,7 @@ class ServicePolicy:
     max_inflight_per_client: int | None = None
     queue_timeout_s: float = 30.0
     canary_interval_s: float = 30.0
+    prefill_window_tokens: int | None = None
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
 
 
@@ -106,6 +109,7 @@ class Service:
         self._quarantine = Quarantine(self._supervisor.blame, self._on_change)
         self._router = Router(self.workers)
         self._canary = Canary(self._router, self.probe, self._on_change, policy.canary_interval_s)
+        self.windows = PrefillWindows(policy.prefill_window_tokens)
         self.admission = Admission(Limits(1, 1, 0, policy.queue_timeout_s))
         self.metrics = Metrics(self)
         self.begin: Callable[[Request], RequestWatch] = self.metrics.begin
@@ -273,10 +277,15 @@ class Service:
             rid = request.rid
             try:
                 while True:
-                    pair = await self._next_pair(tried, suspicion, deadline)
+                    pair, turn = await self._pair_with_room(request, tried, suspicion, deadline)
                     asked = watch.attempt(pair, progress.next_attempt(rid))
                     attempt = handoff.run(
-                        pair, asked, deadline, watch.phase, watch.aborted, first_early=early
+                        pair,
+                        asked,
+                        deadline,
+                        turn.releasing(watch.phase),
+                        watch.aborted,
+                        first_early=early,
                     )
                     self._quarantine.begin(rid, suspicion)
                     try:
@@ -304,6 +313,7 @@ class Service:
                         logger.log(level, "request %s failed on %s: %s", rid, pair.name, error)
                         raise
                     finally:
+                        turn.release()
                         self._quarantine.end_attempt(rid, suspicion)
                     rid = new_rid()
             finally:
@@ -375,6 +385,36 @@ class Service:
         self.retried += not progress.begun
         verb = "resumed" if progress.begun else "tried again"
         logger.warning("request %s is %s on another pair: %s", request.rid, verb, error)
+
+    async def _pair_with_room(
+        self, request: Request, tried: _Tried, suspicion: Suspicion, deadline: float
+    ) -> tuple[Pair, Turn]:
+        """Return a pair whose prefill engine has room for the prompt, and the turn that it holds.
+
+        Neither half is sent before: decode would only keep KV for a prompt that waits.
+        """
+        while True:
+            pair = await self._next_pair(tried, suspicion, deadline)
+            name = pair.prefill.name if pair.prefill is not None else None
+            turn = self.windows.turn(name, len(request.input_ids))
+            if turn.granted:
+                return pair, turn
+            try:
+                await turn.wait(deadline)
+            except BaseException:
+                turn.release()
+                raise
+            if suspicion.on_trial or self._may_still_serve(pair):
+                return pair, turn
+            turn.release()
+
+    def _may_still_serve(self, pair: Pair) -> bool:
+        """Return whether `pair` would be picked now, after a wait."""
+        workers = [pair.decode] if pair.prefill is None else [pair.prefill, pair.decode]
+        return pair.name not in self._router.broken and all(
+            worker.state == "ready" and worker.name != self._quarantine.reserved
+            for worker in workers
+        )
 
     async def _next_pair(self, tried: _Tried, suspicion: Suspicion, deadline: float) -> Pair:
         """Return a pair, waiting for one that comes back as long as the deadline allows.

@@ -5,7 +5,7 @@
     python -m benchmarks.gpu.run --out FOLDER --dry-run      # the same code, small, on the CPU
 
 Leaves stage-N-NAME.json and .log for each stage, and all of them in results.tar.gz. The limits add
-up to 54 minutes. It touches no setting of a GPU and hands every variable on as it is.
+up to 60 minutes. It touches no setting of a GPU and hands every variable on as it is.
 """
 
 from __future__ import annotations

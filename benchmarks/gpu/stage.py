@@ -22,6 +22,7 @@ STAGES: dict[str, float] = {
     "eagle": 640,
     "load": 640,
     "transfer": 400,
+    "mixed": 350,
 }
 
 

@@ -46,7 +46,7 @@ class Mix:
 CHAT = Mix("chat", 300, 100, (4, 16, 48), first_s=0.5, gap_s=0.04)
 LONG = Mix("long prompts", 6000, 64, (2, 4, 8), first_s=2.0, gap_s=0.04)
 SECONDS = 6.0
-_DRY = (
+DRY = (
     Mix("chat", 16, 8, (2,), first_s=2.0, gap_s=0.5),
     Mix("long prompts", 200, 4, (1,), first_s=4.0, gap_s=0.5),
 )
@@ -101,7 +101,7 @@ def _measured(host: Host, start: Callable[[ExitStack], Urls]) -> Found:
         began = time.monotonic()
         urls = start(stack)
         found: Found = {"servers": len(urls), "ready_s": round(time.monotonic() - began, 1)}
-        for mix in _DRY if host.dry_run else (CHAT, LONG):
+        for mix in DRY if host.dry_run else (CHAT, LONG):
             asyncio.run(_at_rate(urls, mix, 2.0, 1.0))  # warm
             found[mix.name] = [
                 asyncio.run(_at_rate(urls, mix, rate, 2.0 if host.dry_run else SECONDS))
@@ -111,7 +111,7 @@ def _measured(host: Host, start: Callable[[ExitStack], Urls]) -> Found:
 
 
 @dataclass
-class _Asked:
+class Asked:
     first_s: float = 0.0
     gaps_s: list[float] = field(default_factory=list)
     took_s: float = 0.0
@@ -125,22 +125,22 @@ class _Asked:
 async def _at_rate(urls: Urls, mix: Mix, rate: float, seconds: float) -> Found:
     """Ask at random moments, `rate` a second for `seconds`, whoever has not answered yet."""
     draw = random.Random(f"{mix.name} {rate}")
-    texts = _texts(draw, mix, max(1, round(rate * seconds)))
+    prompts = texts(draw, mix, max(1, round(rate * seconds)))
     connector = aiohttp.TCPConnector(limit=0)
     limit = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(connector=connector, timeout=limit) as session:
         began = time.monotonic()
         asking = []
-        for number, text in enumerate(texts):
+        for number, text in enumerate(prompts):
             url = urls[number % len(urls)]
-            asking.append(asyncio.create_task(_ask(session, url, text, mix)))
+            asking.append(asyncio.create_task(ask(session, url, text, mix)))
             await asyncio.sleep(draw.expovariate(rate))
         asked = await asyncio.gather(*asking)
         took_s = time.monotonic() - began
     return _summed(asked, mix, rate, took_s)
 
 
-def _summed(asked: list[_Asked], mix: Mix, rate: float, took_s: float) -> Found:
+def _summed(asked: list[Asked], mix: Mix, rate: float, took_s: float) -> Found:
     answered = [one for one in asked if one.error is None]
     return {
         "rate_per_s": rate,
@@ -157,7 +157,7 @@ def _summed(asked: list[_Asked], mix: Mix, rate: float, took_s: float) -> Found:
     }
 
 
-def _texts(draw: random.Random, mix: Mix, count: int) -> list[str]:
+def texts(draw: random.Random, mix: Mix, count: int) -> list[str]:
     tokenizer = load_tokenizer({"model_path": str(demo.model_dir())})
     return [
         tokenizer.decode([draw.randrange(1000, 40000) for _ in range(mix.prompt_tokens)])
@@ -165,7 +165,7 @@ def _texts(draw: random.Random, mix: Mix, count: int) -> list[str]:
     ]
 
 
-async def _ask(session: aiohttp.ClientSession, url: str, text: str, mix: Mix) -> _Asked:
+async def ask(session: aiohttp.ClientSession, url: str, text: str, mix: Mix) -> Asked:
     body = {
         "model": "default",
         "prompt": text,
@@ -174,7 +174,7 @@ async def _ask(session: aiohttp.ClientSession, url: str, text: str, mix: Mix) ->
         "ignore_eos": True,
         "stream": True,
     }
-    asked, began = _Asked(), time.monotonic()
+    asked, began = Asked(), time.monotonic()
     try:
         async with session.post(f"{url}/v1/completions", json=body) as response:
             if response.status != 200:
@@ -186,7 +186,7 @@ async def _ask(session: aiohttp.ClientSession, url: str, text: str, mix: Mix) ->
     return asked
 
 
-async def _read(response: aiohttp.ClientResponse, asked: _Asked, began: float) -> None:
+async def _read(response: aiohttp.ClientResponse, asked: Asked, began: float) -> None:
     last = began
     async for line in response.content:
         if not line.startswith(b"data: {"):
