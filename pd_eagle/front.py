@@ -198,6 +198,7 @@ def _policy(settings: Settings) -> ServicePolicy:
         queue_timeout_s=settings.queue_timeout_s,
         canary_interval_s=settings.canary_interval_s,
         prefill_window_tokens=settings.prefill_window_tokens,
+        speculative=settings.speculative_algorithm is not None,
         restarts=RestartPolicy(
             limit=settings.restart_limit,
             hang_timeout_s=settings.hang_timeout_s,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from pd_eagle import handoff, limits
 from pd_eagle.admission import Admission, Limits
 from pd_eagle.canary import Canary
+from pd_eagle.eagle_rules import EagleRules
 from pd_eagle.errors import (
     DeadlineExceeded,
     EngineCrashed,
@@ -76,6 +77,7 @@ class ServicePolicy:
     queue_timeout_s: float = 30.0
     canary_interval_s: float = 30.0
     prefill_window_tokens: int | None = None
+    speculative: bool = False
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
 
 
@@ -114,6 +116,7 @@ class Service:
         self.metrics = Metrics(self)
         self.begin: Callable[[Request], RequestWatch] = self.metrics.begin
         self._limits: EngineInfo | None = None
+        self._eagle_rules = EagleRules() if policy.speculative else None
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -464,6 +467,8 @@ class Service:
         """Return the KV tokens that `request` is taken to need; raises `InvalidRequest`."""
         if self._limits is None:
             raise NotServing(f"the service is {self.status}")
+        if self._eagle_rules is not None:
+            self._eagle_rules.check(request)
         return limits.check(request, self._limits)
 
     def _refuse_unless_serving(self) -> None:

@@ -37,7 +37,7 @@ channel fork_safety orphan launch engine_metrics
 engine worker_main zygote
 worker
 restarts ports supervisor
-quarantine router resume admission prefill_window handoff canary limits
+quarantine router resume admission prefill_window handoff canary limits eagle_rules
 metrics
 tracing
 service
