@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from pd_eagle.health import Health
+    from pd_eagle.tool_parsers import ToolParser
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class OpenAI(Protocol):
 
     model: str
     context_length: int
+    tool_parser: ToolParser
 
     def parse(self, endpoint: Endpoint, body: bytes, http: Request) -> Any: ...
     async def stream(

@@ -103,7 +103,9 @@ class Settings:
     mem_fraction_static: float | None = _setting(
         forms.FRACTION, "Share of a GPU's memory for weights and KV.", shown="SGLang's own"
     )
-    tool_call_parser: str | None = _setting(forms.TEXT, "SGLang's parser of tool calls.")
+    tool_call_parser: str | None = _setting(
+        forms.TEXT, "SGLang's parser of tool calls.", shown="the model's, where it is known"
+    )
     reasoning_parser: str | None = _setting(forms.TEXT, "SGLang's parser of reasoning.")
 
     pd_mode: str = _setting(

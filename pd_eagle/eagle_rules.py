@@ -9,7 +9,7 @@ be what was asked for. It knows nothing of drafts or engines.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pd_eagle.errors import InvalidRequest
 
@@ -29,7 +29,7 @@ TREATMENTS: Mapping[str, tuple[object, Treatment, str]] = {
     "top_k": (None, "exact", "the same distribution"),
     "top_p": (None, "exact", "the same distribution"),
     "logit_bias": (None, "exact", "added at every guess"),
-    "sampling_seed": (None, "exact", "the same answer every time, but another than without EAGLE"),
+    "sampling_seed": (None, "exact", "the same distribution, but another answer than without"),
     "min_p": (0.0, "refused", "SGLang does not read it when it verifies guesses"),
     "custom_logit_processor": (
         None,
@@ -41,6 +41,7 @@ TREATMENTS: Mapping[str, tuple[object, Treatment, str]] = {
     "repetition_penalty": (1.0, "relaxed", "of an accepted run only the last token counts"),
     "min_new_tokens": (0, "relaxed", "counts verifications, so the answer may be longer"),
 }
+_EXACT: tuple[object, Treatment, str] = (None, "exact", "")
 
 
 class EagleRules:
@@ -65,6 +66,16 @@ class EagleRules:
                     name,
                     meaning,
                 )
+
+    def correct_defaults(self, defaults: dict[str, Any]) -> None:
+        """Take out of a model's own `defaults` what would be refused, and say so."""
+        for name in [name for name in defaults if TREATMENTS.get(name, _EXACT)[1] == "refused"]:
+            logger.warning(
+                "%s=%r of the model's generation_config.json is left out: %s",
+                name,
+                defaults.pop(name),
+                TREATMENTS[name][2],
+            )
 
 
 def _given(request: Request) -> Iterator[str]:

@@ -11,7 +11,7 @@ import importlib.util
 import json
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle import tuning
+from pd_eagle import tool_parsers, tuning
 from pd_eagle.errors import SettingsError
 from pd_eagle.fit import cpu_kv_tokens
 
@@ -227,6 +227,8 @@ def build(
         "tp_size": worker.tp,
         **_optional(settings),
     }
+    if parser := tool_parsers.of_architecture(shape.architectures):
+        arguments.setdefault("tool_call_parser", parser)
     if plan.kind == "cpu":
         arguments |= _cpu(settings, shape)
     else:

@@ -175,6 +175,7 @@ class Front:
             workers=[WorkerHealth.of(worker) for worker in self.service.workers],
             inflight=self.service.inflight,
             queued=self.service.queued,
+            tool_call_parser=self.openai.tool_parser.name if self.openai else None,
         )
 
 

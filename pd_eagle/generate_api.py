@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from pd_eagle import sampling_names
 from pd_eagle.batches import Batch
 from pd_eagle.errors import InvalidRequest
 from pd_eagle.messages import Options, Request
@@ -225,12 +226,20 @@ class GenerateApi:
                 yield answer.add(delta)
 
 
+def _check_names(params: object) -> None:
+    for each in params if isinstance(params, list) else [params]:
+        sampling_names.check(each)
+
+
 def _normalize(obj: Any) -> int:
     """Let SGLang read `obj`; return how many answers it asks for."""
     try:
+        _check_names(obj.sampling_params)
         obj.normalize_batch_and_arguments()
     except (ValueError, AssertionError, TypeError) as error:
         raise InvalidRequest(str(error)) from error
+    except (AttributeError, LookupError) as error:  # a list that is too short, a text for a number
+        raise InvalidRequest(f"{type(error).__name__}: {error}") from error
     if not obj.parallel_sample_num >= 1:
         raise InvalidRequest(f"n={obj.parallel_sample_num}: wanted at least 1")
     prompts: int = 1 if obj.is_single else obj.batch_size
@@ -260,7 +269,7 @@ def _timeout_s(raw_request: Any) -> float | None:
 
 
 def _request(prompt: Any, input_ids: list[int], timeout_s: float | None) -> Request:
-    params = {k: v for k, v in (prompt.sampling_params or {}).items() if k != "n"}
+    params = {k: v for k, v in sampling_names.check(prompt.sampling_params).items() if k != "n"}
     return Request(new_rid(), input_ids, params, _options(prompt), timeout_s)
 
 

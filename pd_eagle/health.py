@@ -73,6 +73,7 @@ class Health:
     workers: list[WorkerHealth]
     inflight: int
     queued: int
+    tool_call_parser: str | None = None
 
     @property
     def serving(self) -> bool:
@@ -91,6 +92,7 @@ class Health:
             "draft_model": self.draft_model,
             "transfer_backend": self.transfer_backend,
             "transfer_reason": self.transfer_reason,
+            "tool_call_parser": self.tool_call_parser,
             "region": self.region,
             "version": self.version,
             "plan": {

@@ -20,12 +20,14 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
 from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
+from sglang.srt.function_call.function_call_parser import FunctionCallParser
 from sglang.srt.parser.template_manager import TemplateManager
 from sglang.srt.runtime_context import get_serving, publish
 from sglang.srt.server_args import ServerArgs
 
+from pd_eagle import tool_parsers
 from pd_eagle.engine import load_tokenizer
-from pd_eagle.errors import InvalidRequest, ModelNotFound, PdEagleError
+from pd_eagle.errors import InvalidRequest, ModelNotFound, PdEagleError, SettingsError
 from pd_eagle.generate_api import GenerateApi
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
 
     from pd_eagle.service import Service
+    from pd_eagle.tool_parsers import ToolParser
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +66,13 @@ class OpenAIApi:
         self.decode = facade.tokenizer.decode
         self.model = facade.served_model_name
         self.context_length: int = facade.model_config.context_len
+        self.tool_parser = facade.choose_tool_parser(templates)
         self._serving: dict[Endpoint, Any] = {
             "chat": _Chat(facade, templates),
             "completion": _Completion(facade, templates),
         }
+        if service.eagle_rules is not None:
+            service.eagle_rules.correct_defaults(self._serving["chat"].default_sampling_params)
 
     def parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
         """Return the request that `body` holds; its `timeout`, in seconds, goes into `http.state`.
@@ -94,10 +100,22 @@ class OpenAIApi:
                 f"the model {request.model!r} is not served here: wanted {self.model!r}"
             )
         request.model = self.model
+        self._check_tools(request)
         for name in ("max_tokens", "max_completion_tokens"):
             value = getattr(request, name, None)
             if value is not None and value < 1:
                 raise InvalidRequest(f"{name}={value}: wanted at least 1")
+
+    def _check_tools(self, request: Any) -> None:
+        """Refuse tools whose calls nobody would read: they would be sent as the answer's text."""
+        if self.tool_parser.name is not None or not isinstance(request, ChatCompletionRequest):
+            return
+        if request.tool_choice != "none" and self._serving["chat"]._effective_tools(request):
+            raise InvalidRequest(
+                f"tools: no parser of tool calls is known for {self.model} "
+                f"({self.tool_parser.reason}): wanted {tool_parsers.VARIABLE} set on the server "
+                "to the one this model was trained for, or tool_choice 'none'"
+            )
 
     async def stream(
         self, endpoint: Endpoint, request: Any, http: HttpRequest
@@ -150,11 +168,29 @@ class _TokenizerManager(GenerateApi):
         self.served_model_name: str = self.server_args.served_model_name or self.model_path
         self.model_config = ModelConfig.from_server_args(self.server_args)
         self.processor = None
+        self._tool_parser = tool_parsers.ToolParser(None, "not chosen yet")
         self.request_logger = _NoRequestLog()
         super().__init__(service, load_tokenizer(engine_args), incremental=True)
 
     def config_value(self, name: str) -> Any:
+        if name == "tool_call_parser":
+            return self._tool_parser.name
         return getattr(self.server_args, name)
+
+    def choose_tool_parser(self, templates: TemplateManager) -> ToolParser:
+        """Decide what reads tool calls, and say so. Raises `SettingsError` for an unknown name."""
+        asked = self.server_args.tool_call_parser
+        known = FunctionCallParser.ToolCallParserEnum
+        if asked not in (None, "auto", *known):
+            raise SettingsError(
+                f"TOOL_CALL_PARSER={asked!r}: wanted auto or one of {', '.join(known)}"
+            )
+        suggested = templates.suggested_tool_call_parser
+        template = getattr(self.tokenizer, "chat_template", None)
+        self._tool_parser = tool_parsers.choose(asked, suggested, template)
+        found = self._tool_parser
+        logger.info("parser of tool calls: %s (%s)", found.name or "none", found.reason)
+        return found
 
     def create_abort_task(self, obj: object) -> None:
         """Nothing to do: closing `generate_request` aborts."""

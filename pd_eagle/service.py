@@ -116,7 +116,7 @@ class Service:
         self.metrics = Metrics(self)
         self.begin: Callable[[Request], RequestWatch] = self.metrics.begin
         self._limits: EngineInfo | None = None
-        self._eagle_rules = EagleRules() if policy.speculative else None
+        self.eagle_rules = EagleRules() if policy.speculative else None
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -467,8 +467,8 @@ class Service:
         """Return the KV tokens that `request` is taken to need; raises `InvalidRequest`."""
         if self._limits is None:
             raise NotServing(f"the service is {self.status}")
-        if self._eagle_rules is not None:
-            self._eagle_rules.check(request)
+        if self.eagle_rules is not None:
+            self.eagle_rules.check(request)
         return limits.check(request, self._limits)
 
     def _refuse_unless_serving(self) -> None:

@@ -28,6 +28,7 @@ from pd_eagle.deployment import Stack
 from pd_eagle.errors import EngineError, InvalidRequest, ModelNotFound, StartFailed
 from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load, Request
 from pd_eagle.service import new_rid
+from pd_eagle.tool_parsers import ToolParser
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -378,6 +379,7 @@ class ScriptedOpenAI:
     """The OpenAI layer of a scripted deployment: a prompt of letters, an answer of letters."""
 
     context_length = 1024
+    tool_parser = ToolParser(None, "scripted")
 
     def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
         self.model: str = engine_args["served_model_name"]

@@ -26,7 +26,7 @@ LAYERS = """
 version errors messages heap
 cpu.overrides cpu
 demo
-forms unknown_names known_models measured config
+forms unknown_names tool_parsers known_models measured config
 devices
 shapes models drafts cpu_families
 fit tuning placement
@@ -41,7 +41,7 @@ quarantine router resume admission prefill_window handoff canary limits eagle_ru
 metrics
 tracing
 service
-batches generate_api openai_api
+sampling_names batches generate_api openai_api
 health turns app
 gpu_holds front
 relay front_thread pd_engine

@@ -151,6 +151,10 @@ def test_cancelling_aborts(engine: PDEngine) -> None:
         ({"prompt": "a", "colour": "blue"}, "colour"),
         ({"prompt": "a", "image_data": "cat.png"}, "image_data"),
         ({"input_ids": [999]}, "token id 999"),
+        ({"prompt": "a", "sampling_params": {"max_tokens": 4}}, "did you mean max_new_tokens"),
+        ({"prompt": ["a", "b"], "sampling_params": [{}, {"top-p": 1}]}, "did you mean top_p"),
+        ({"prompt": "a", "sampling_params": "greedy"}, "sampling_params='greedy'"),
+        ({"prompt": ["a", "b"], "sampling_params": [{}]}, "sampling_params"),
         ({}, "Either text"),
     ],
 )

@@ -26,6 +26,7 @@ from pd_eagle.errors import (
 )
 from pd_eagle.health import Health
 from pd_eagle.placement import Plan
+from pd_eagle.tool_parsers import ToolParser
 from tests.asgi import Exchange, call
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class ScriptedLayer:
 
     def __init__(self) -> None:
         self.steps: list[str | Exception | None] = ["one", "two"]
+        self.tool_parser = ToolParser(None, "scripted")
         self.parsed: list[tuple[str, Any]] = []
         self.refuses: Exception | None = None
         self.running = 0

@@ -13,7 +13,7 @@ from pd_eagle.errors import InvalidRequest
 from pd_eagle.messages import Options, Request
 
 
-def request(options: Options | None = None, **params: Any) -> Request:
+def request(options: Options | None = None, /, **params: Any) -> Request:
     return Request("r", [1], params, options or Options())
 
 
@@ -49,6 +49,13 @@ def test_what_asks_for_nothing_is_not_warned_of(caplog: pytest.LogCaptureFixture
     EagleRules().check(request(**neutral))
     EagleRules().check(request(temperature=0.7, top_p=0.9, top_k=4, logit_bias={"1": 2.0}))
     assert not caplog.records
+
+
+def test_a_models_own_default_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    defaults = {"min_p": 0.05, "top_p": 0.8, "repetition_penalty": 1.05}
+    EagleRules().correct_defaults(defaults)
+    assert defaults == {"top_p": 0.8, "repetition_penalty": 1.05}
+    assert "min_p=0.05 of the model's generation_config.json is left out" in caplog.text
 
 
 def test_the_readme_has_every_parameter_with_its_treatment() -> None:

@@ -78,8 +78,8 @@ def test_the_names_are_the_documented_ones() -> None:
     shown = json.loads(json.dumps(health(prefill, worker(DECODE)).as_json()))
     assert list(shown) == [
         *("status", "pd_mode", "pd_bootstrap_port", "pd_bootstrap_ports", "model", "model_note"),
-        *("draft_model", "transfer_backend", "transfer_reason", "region", "version", "plan"),
-        *("workers", "inflight", "queued"),
+        *("draft_model", "transfer_backend", "transfer_reason", "tool_call_parser", "region"),
+        *("version", "plan", "workers", "inflight", "queued"),
     ]
     assert (shown["pd_mode"], shown["pd_bootstrap_port"], shown["pd_bootstrap_ports"]) == (
         True,

@@ -1,0 +1,170 @@
+"""Tools and EAGLE's own rules over HTTP: the embedded model with Qwen 2.5's chat template."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pd_eagle import demo
+from tests.engine.serving import ServerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Qwen 2.5's, without what only other turns of a conversation need.
+TEMPLATE = r"""
+{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {{- "You are a helpful assistant.\n\n# Tools\n\nYou may call one or more functions to assist" }}
+    {{- " with the user query.\n\nYou are provided with function signatures within" }}
+    {{- " <tools></tools> XML tags:\n<tools>" }}
+    {%- for tool in tools %}{{- "\n" }}{{- tool | tojson }}{%- endfor %}
+    {{- "\n</tools>\n\nFor each function call, return a json object with function name and" }}
+    {{- " arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\":" }}
+    {{- " <function-name>, \"arguments\": <args-json-object>}\n</tool_call><|im_end|>\n" }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"""
+QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+            "required": ["city"],
+        },
+    },
+}
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+
+@pytest.fixture(scope="module")
+def qwen_like(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """With EAGLE, and with a `min_p` of its own that EAGLE does not read."""
+    folder = tmp_path_factory.mktemp("tools")
+    model = folder / "model"
+    shutil.copytree(demo.model_dir(), model, ignore=shutil.ignore_patterns("manifest.json"))
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    generation = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps(generation | {"min_p": 0.05}))
+    with ServerProcess(
+        folder / "server.log",
+        MODEL_PATH=str(model),
+        SERVED_MODEL_NAME="qwen-like",
+        DEVICE="cpu",
+        PD_MODE="on",
+        SPECULATIVE_ALGORITHM="EAGLE",
+        SPECULATIVE_DRAFT_MODEL_PATH=str(demo.DRAFT),
+    ) as running:
+        yield running
+
+
+def chat(server: ServerProcess, **fields: Any) -> tuple[int, Any]:
+    body = {"messages": QUESTION, "temperature": 0, "max_tokens": 60} | fields
+    return server.post("/v1/chat/completions", body)
+
+
+def test_the_parser_is_taken_by_itself(qwen_like: ServerProcess) -> None:
+    assert qwen_like.get("/health")[1]["tool_call_parser"] == "qwen"
+    assert "parser of tool calls: qwen (the chat template has" in qwen_like.log.read_text()
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_a_call_that_must_come_is_a_call(qwen_like: ServerProcess, choice: object) -> None:
+    status, answer = chat(qwen_like, tools=[WEATHER], tool_choice=choice)
+    assert status == 200, answer
+    message = answer["choices"][0]["message"]
+    assert not message["content"]
+    (call,) = message["tool_calls"]
+    assert call["function"]["name"] == "get_weather"
+    assert json.loads(call["function"]["arguments"])["city"] in ("Paris", "Rome")
+
+
+def test_a_streamed_call_is_a_call(qwen_like: ServerProcess) -> None:
+    body = {
+        "messages": QUESTION,
+        "temperature": 0,
+        "max_tokens": 60,
+        "tools": [WEATHER],
+        "tool_choice": "required",
+        "stream": True,
+    }
+    request = urllib.request.Request(
+        f"{qwen_like.url}/v1/chat/completions", json.dumps(body).encode()
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
+        lines = [line.removeprefix(b"data: ") for line in response if line.strip()]
+    deltas = [json.loads(line)["choices"][0]["delta"] for line in lines[:-1] if b"choices" in line]
+    assert not "".join(delta.get("content") or "" for delta in deltas).strip()
+    calls = [call["function"] for delta in deltas for call in delta.get("tool_calls") or []]
+    assert "".join(call.get("name") or "" for call in calls) == "get_weather"
+    arguments = json.loads("".join(call.get("arguments") or "" for call in calls))
+    assert arguments["city"] in ("Paris", "Rome")
+
+
+def test_a_call_that_may_come_is_never_raw_text(qwen_like: ServerProcess) -> None:
+    status, answer = chat(qwen_like, tools=[WEATHER])
+    assert status == 200, answer
+    assert "<tool_call>" not in (answer["choices"][0]["message"]["content"] or "")
+
+
+def test_min_p_is_refused_with_the_reason(qwen_like: ServerProcess) -> None:
+    assert chat(qwen_like)[0] == 200  # the model's own is left out
+    assert "min_p=0.05 of the model's generation_config.json" in qwen_like.log.read_text()
+    for path, prompt in (
+        ("/v1/chat/completions", {"messages": QUESTION}),
+        ("/v1/completions", {"prompt": "a"}),
+    ):
+        status, answer = qwen_like.post(path, prompt | {"min_p": 0.1, "max_tokens": 4})
+        assert status == 400
+        assert "min_p: wanted unset" in answer["error"]["message"]
+        assert "SPECULATIVE_ALGORITHM" in answer["error"]["message"]
+
+
+def test_a_relaxed_penalty_is_said_once(qwen_like: ServerProcess) -> None:
+    for _ in range(2):
+        assert chat(qwen_like, frequency_penalty=0.5, max_tokens=4)[0] == 200
+    assert qwen_like.log.read_text().count("frequency_penalty is relaxed") == 1
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED, "auto", None])
+def test_tools_that_nobody_would_read_are_refused(server: ServerProcess, choice: object) -> None:
+    """The embedded model's template does not speak of tools."""
+    asked = {"tools": [WEATHER]} | ({"tool_choice": choice} if choice else {})
+    status, answer = chat(server, **asked)
+    assert status == 400
+    assert "TOOL_CALL_PARSER" in answer["error"]["message"]
+    assert "does not speak of tools" in answer["error"]["message"]
+    assert server.get("/health")[1]["tool_call_parser"] is None
+
+
+def test_tools_that_must_not_be_used_pass(server: ServerProcess) -> None:
+    assert chat(server, tools=[WEATHER], tool_choice="none", max_tokens=4)[0] == 200
+
+
+def test_the_names_of_parsers_are_sglangs() -> None:
+    from sglang.srt.function_call.function_call_parser import FunctionCallParser
+
+    from pd_eagle.tool_parsers import BY_ARCHITECTURE, BY_TEMPLATE
+
+    ours = {name for name, _ in BY_TEMPLATE} | set(BY_ARCHITECTURE.values())
+    assert ours <= FunctionCallParser.ToolCallParserEnum.keys()
+
+
+def test_an_unknown_parser_ends_the_start(tmp_path: Path) -> None:
+    with (
+        pytest.raises(AssertionError, match="TOOL_CALL_PARSER='qwen99': wanted auto or one of"),
+        ServerProcess(tmp_path / "server.log", TOOL_CALL_PARSER="qwen99"),
+    ):
+        pass
