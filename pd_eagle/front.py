@@ -127,8 +127,7 @@ class Front:
 
     def kill(self) -> None:
         """Kill every process at once, from any thread; `stop` cleans up after it."""
-        for worker in self.service.workers:
-            worker.kill()
+        self.service.kill()
         if self._zygote is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._zygote.pid, signal.SIGKILL)

@@ -226,15 +226,21 @@ class GenerateApi:
                 yield answer.add(delta)
 
 
-def _check_names(params: object) -> None:
-    for each in params if isinstance(params, list) else [params]:
+def _check_params(params: object, prompts: object) -> None:
+    given = params if isinstance(params, list) else [params]
+    for each in given:
         sampling_names.check(each)
+    if isinstance(params, list) and isinstance(prompts, list) and len(params) != len(prompts):
+        raise InvalidRequest(
+            f"sampling_params: a list of {len(params)} for {len(prompts)} prompts: wanted one for "
+            "each, or one for all"
+        )
 
 
 def _normalize(obj: Any) -> int:
     """Let SGLang read `obj`; return how many answers it asks for."""
     try:
-        _check_names(obj.sampling_params)
+        _check_params(obj.sampling_params, obj.text if obj.text is not None else obj.input_ids)
         obj.normalize_batch_and_arguments()
     except (ValueError, AssertionError, TypeError) as error:
         raise InvalidRequest(str(error)) from error

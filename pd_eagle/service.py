@@ -192,6 +192,10 @@ class Service:
         await self._supervisor.stop()
         return drained
 
+    def kill(self) -> None:
+        """Kill every worker at once, from any thread; `stop` cleans up after it."""
+        self._supervisor.kill()
+
     def _on_change(self) -> None:
         """Take in that a worker or a link is not what it was."""
         if self.status != "draining":

@@ -92,6 +92,12 @@ class Supervisor:
             self._folder.cleanup()
             self._folder = None
 
+    def kill(self) -> None:
+        """Kill every worker for good, from any thread; `stop` cleans up after it."""
+        self._stopping = True
+        for worker in self.workers:
+            worker.kill()
+
     def recovering(self) -> bool:
         """Return whether a worker that does not serve now may do so later."""
         return not self._stopping and any(

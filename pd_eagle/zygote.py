@@ -369,9 +369,14 @@ class LastingZygote:
 
     async def _renew(self) -> None:
         logger.warning("the zygote died: a new one is made")
-        zygote = ZygoteLauncher(await asyncio.to_thread(self._again))
+        making = asyncio.create_task(asyncio.to_thread(self._again))
+        try:
+            zygote = ZygoteLauncher(await asyncio.shield(making))
+        except asyncio.CancelledError:
+            (await making).discard()
+            raise
+        self._zygotes.append(zygote)  # `close` may come before it is ready
         reason = await zygote.ready()
-        self._zygotes.append(zygote)
         if reason:
             raise StartFailed(f"the new zygote may not fork: {reason}")
 
