@@ -66,7 +66,7 @@ class SwitchedOpenAI(OpenAIApi):
             WITH.values(), lambda _: Repeated(service.metrics)
         ) | dict.fromkeys(WITHOUT.values(), lambda _: Unwatched(service.metrics))
 
-    def parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
-        request = super().parse(endpoint, body, http)
+    async def parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
+        request = await super().parse(endpoint, body, http)
         self._service.begin = self._begin[request.prompt[0]]
         return request

@@ -55,7 +55,7 @@ class OpenAI(Protocol):
     context_length: int
     tool_parser: ToolParser
 
-    def parse(self, endpoint: Endpoint, body: bytes, http: Request) -> Any: ...
+    async def parse(self, endpoint: Endpoint, body: bytes, http: Request) -> Any: ...
     async def stream(
         self, endpoint: Endpoint, request: Any, http: Request
     ) -> AsyncGenerator[str, None]: ...
@@ -257,7 +257,7 @@ class _Routes:
         openai = self._openai(http)
         with ExitStack() as stack:
             stack.enter_context(self._front.door(http.client.host if http.client else "unknown"))
-            request = openai.parse(endpoint, await _read_body(http), http)
+            request = await openai.parse(endpoint, await _read_body(http), http)
             if request.stream:
                 events = await openai.stream(endpoint, request, http)
                 return EventStream(events, stack.pop_all())

@@ -146,8 +146,10 @@ class _SGLangEngine:
                 yield event
                 if isinstance(event, Failed) or event.finished:
                     return
-        except ValueError as error:  # SGLang's own checks of the request, before dispatch
-            yield Failed(rid, InvalidRequest.code, str(error))
+        except ValueError as error:
+            # Before anything came: SGLang's own checks of the request. Later it is a fault.
+            code = EngineError.code if sent else InvalidRequest.code
+            yield Failed(rid, code, str(error))
         else:
             yield Failed(rid, EngineError.code, "the engine ended the request without a result")
 

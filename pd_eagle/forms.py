@@ -70,14 +70,16 @@ def _interfaces(value: object) -> str:
 
 def _url(value: object) -> str:
     text = _text(value)
-    if not re.match(r"https?://[^\s/]", text):
+    if "://" not in text:  # as OpenTelemetry's own exporters take it
+        text = f"http://{text}"
+    if not re.match(r"https?://[^\s/:]", text):
         raise ValueError(text)
     return text
 
 
 TEXT = Form("some text", _text)
 PATH = Form("a path or a Hugging Face name", _text)
-URL = Form("an http:// or https:// URL", _url)
+URL = Form("an http:// or https:// URL, or host:port", _url)
 FILE = Form("the path of a file", _text)
 FLAG = Form("true or false", _flag)
 OBJECT = Form("a JSON object", _object)

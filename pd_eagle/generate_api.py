@@ -14,46 +14,36 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from pd_eagle import sampling_names
+from pd_eagle import gate
 from pd_eagle.batches import Batch
+from pd_eagle.bounds import shown
 from pd_eagle.errors import InvalidRequest
 from pd_eagle.messages import Options, Request
 from pd_eagle.service import new_rid
+from pd_eagle.text_length import refuse_too_long
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from pd_eagle.batches import Count
-    from pd_eagle.messages import Delta
+    from pd_eagle.messages import Delta, EngineInfo
     from pd_eagle.service import Service
 
 #: Prompts longer than this are tokenized off the event loop, in characters.
 _INLINE_TOKENIZE_CHARS = 4096
 
-#: What SGLang takes and this package does not, as fields of `GenerateReqInput` (0.5.23).
-_UNSUPPORTED = (
-    "input_embeds",
-    "image_data",
-    "video_data",
-    "audio_data",
-    "positional_embed_overrides",
-    "lora_path",
-    "session_id",
-    "session_params",
-    "watermark",
-    "return_hidden_states",
-    "return_routed_experts",
-    "return_indexer_topk",
-    "return_sampling_mask",
-    "return_flat_raw_top_logprobs",
-    "return_flat_raw_output_top_logprobs",
-)
+#: Prompts of a call that are begun in one turn of the loop.
+_A_TURN = 8
 
 
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that is needed to read a prompt."""
 
     def __call__(self, text: str) -> Any: ...
+
+
+#: What SGLang's reading of a request raises where the request is not what it takes it for.
+MISREAD = (ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +127,7 @@ class GenerateApi:
         With `obj.stream` one dictionary a step, told apart by `index`. Raises `InvalidRequest` for
         what cannot be served, else the request's own `PdEagleError`; closing aborts.
         """
-        total = _normalize(obj)
+        total = self._normalize(obj)
         parts = self._parts(obj, _timeout_s(raw_request))
         if self._patient is None or total == 1:  # a client's call is refused as a whole
             parts = _each([part async for part in parts])
@@ -160,6 +150,22 @@ class GenerateApi:
 
     # --- what was asked for
 
+    def _normalize(self, obj: Any) -> int:
+        """Let SGLang read `obj`; return how many answers it asks for."""
+        _check_sampling(obj, self.service.limits)
+        _check_counts(obj)
+        try:
+            obj.normalize_batch_and_arguments()
+        except MISREAD as error:
+            raise InvalidRequest(said(error)) from error
+        total: int = (1 if obj.is_single else obj.batch_size) * obj.parallel_sample_num
+        if self._patient is None and total > self.service.places:
+            raise InvalidRequest(
+                f"{total} answers in one request: wanted at most {self.service.places}, as many as "
+                "may run and wait here (MAX_INFLIGHT, MAX_QUEUE)"
+            )
+        return total
+
     async def _parts(self, obj: Any, timeout_s: float | None) -> AsyncGenerator[_Part, None]:
         """Yield the prompts of `obj`, which has been normalized, as they have been read."""
         own, samples = self._patient is not None, obj.parallel_sample_num
@@ -167,9 +173,9 @@ class GenerateApi:
         for number in range(1 if obj.is_single else obj.batch_size):
             prompt = obj if obj.is_single else obj[number]
             vars(obj).pop("_sub_obj_cache", None)  # of SGLang 0.5.23: kilobytes a prompt
-            _refuse_unsupported(prompt)
+            gate.check_options(prompt)
             input_ids: Sequence[int] = await self._input_ids(prompt)
-            if own and obj.batch_size > 1:
+            if obj.batch_size * samples > 1:
                 input_ids = self._check_early(number, prompt, input_ids)
                 await asyncio.sleep(0)  # others use the loop too
             for _ in range(samples):
@@ -187,7 +193,9 @@ class GenerateApi:
             self.service.check(_request(prompt, list(input_ids), None))
         except InvalidRequest as error:
             raise type(error)(f"prompt {number}: {error}") from error
-        return input_ids if prompt.input_ids is not None else array("i", input_ids)
+        if self._patient is None or prompt.input_ids is not None:
+            return input_ids
+        return array("i", input_ids)
 
     async def _input_ids(self, prompt: Any) -> list[int]:
         if prompt.input_ids is not None:
@@ -199,6 +207,7 @@ class GenerateApi:
         return await asyncio.to_thread(self._encode, prompt.text)
 
     def _encode(self, text: str) -> list[int]:
+        refuse_too_long(self.tokenizer, text, self.service.limits.context_length)
         input_ids: list[int] = self.tokenizer(text)["input_ids"]
         return input_ids
 
@@ -226,10 +235,9 @@ class GenerateApi:
                 yield answer.add(delta)
 
 
-def _check_params(params: object, prompts: object) -> None:
-    given = params if isinstance(params, list) else [params]
-    for each in given:
-        sampling_names.check(each)
+def _check_counts(obj: Any) -> None:
+    params = obj.sampling_params
+    prompts = obj.text if obj.text is not None else obj.input_ids
     if isinstance(params, list) and isinstance(prompts, list) and len(params) != len(prompts):
         raise InvalidRequest(
             f"sampling_params: a list of {len(params)} for {len(prompts)} prompts: wanted one for "
@@ -237,30 +245,22 @@ def _check_params(params: object, prompts: object) -> None:
         )
 
 
-def _normalize(obj: Any) -> int:
-    """Let SGLang read `obj`; return how many answers it asks for."""
-    try:
-        _check_params(obj.sampling_params, obj.text if obj.text is not None else obj.input_ids)
-        obj.normalize_batch_and_arguments()
-    except (ValueError, AssertionError, TypeError) as error:
-        raise InvalidRequest(str(error)) from error
-    except (AttributeError, LookupError) as error:  # a list that is too short, a text for a number
-        raise InvalidRequest(f"{type(error).__name__}: {error}") from error
-    if not obj.parallel_sample_num >= 1:
-        raise InvalidRequest(f"n={obj.parallel_sample_num}: wanted at least 1")
-    prompts: int = 1 if obj.is_single else obj.batch_size
-    return prompts * int(obj.parallel_sample_num)
-
-
 async def _each(parts: list[_Part]) -> AsyncGenerator[_Part, None]:
-    for part in parts:
+    for number, part in enumerate(parts, 1):
         yield part
+        if number % _A_TURN == 0:
+            await asyncio.sleep(0)
 
 
-def _refuse_unsupported(prompt: Any) -> None:
-    for field in _UNSUPPORTED:
-        if value := getattr(prompt, field, None):
-            raise InvalidRequest(f"{field}={value!r:.80}: wanted unset, it is not supported here")
+def _check_sampling(obj: Any, limits: EngineInfo) -> None:
+    """Check what is read before single prompts are: how many samples, and of what they are told."""
+    given = obj.sampling_params if isinstance(obj.sampling_params, list) else [obj.sampling_params]
+    if not given:
+        raise InvalidRequest("sampling_params=[]: wanted a dictionary, or one for each prompt")
+    for params in given:
+        if not isinstance(params, dict | None):
+            raise InvalidRequest(f"sampling_params={shown(params)}: wanted a dictionary")
+        gate.check_sampling(params or {}, limits)
 
 
 def _checked_ids(input_ids: Any) -> list[int]:
@@ -269,13 +269,19 @@ def _checked_ids(input_ids: Any) -> list[int]:
     return input_ids
 
 
+def said(error: Exception) -> str:
+    """Return SGLang's words for what it could not read."""
+    words = str(error)[:1000]
+    return words if isinstance(error, ValueError) and words else f"{type(error).__name__}: {words}"
+
+
 def _timeout_s(raw_request: Any) -> float | None:
     """Return the deadline that came with the HTTP request, which SGLang's classes do not carry."""
     return getattr(getattr(raw_request, "state", None), "timeout_s", None)
 
 
 def _request(prompt: Any, input_ids: list[int], timeout_s: float | None) -> Request:
-    params = {k: v for k, v in sampling_names.check(prompt.sampling_params).items() if k != "n"}
+    params = {k: v for k, v in (prompt.sampling_params or {}).items() if k != "n"}
     return Request(new_rid(), input_ids, params, _options(prompt), timeout_s)
 
 

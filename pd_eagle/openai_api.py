@@ -25,13 +25,16 @@ from sglang.srt.parser.template_manager import TemplateManager
 from sglang.srt.runtime_context import get_serving, publish
 from sglang.srt.server_args import ServerArgs
 
-from pd_eagle import tool_parsers
+from pd_eagle import bodies, tool_parsers
+from pd_eagle.bounds import shown
 from pd_eagle.engine import load_tokenizer
 from pd_eagle.errors import InvalidRequest, ModelNotFound, PdEagleError, SettingsError
-from pd_eagle.generate_api import GenerateApi
+from pd_eagle.generate_api import MISREAD, GenerateApi, said
+from pd_eagle.json_size import has_more_values
+from pd_eagle.text_length import refuse_too_long
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from typing import NoReturn
 
     from starlette.requests import Request as HttpRequest
@@ -42,6 +45,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Endpoint = Literal["chat", "completion"]
+
+#: Bodies up to here are read on the loop, in a millisecond or so.
+_INLINE_BODY_BYTES = 2**13
+#: Larger ones are read and rendered one after the other.
+_LARGE_BODY_BYTES = 2**18
+#: orjson and pydantic keep Python's lock: a tenth of a microsecond or so a value.
+_MOST_VALUES = 2**18
+_PROBLEMS_SHOWN = 8
+_LONGEST_MESSAGE = 4000
 
 
 class OpenAIApi:
@@ -62,7 +74,11 @@ class OpenAIApi:
             chat_template=serving.chat_template,
             completion_template=serving.completion_template,
         )
-        self._converting = ThreadPoolExecutor(1, "pd_eagle-template")
+        self._threads = {
+            "small": ThreadPoolExecutor(1, "pd_eagle-template"),
+            "large": ThreadPoolExecutor(1, "pd_eagle-large"),
+        }
+        self._service = service
         self.decode = facade.tokenizer.decode
         self.model = facade.served_model_name
         self.context_length: int = facade.model_config.context_len
@@ -74,23 +90,38 @@ class OpenAIApi:
         if service.eagle_rules is not None:
             service.eagle_rules.correct_defaults(self._serving["chat"].default_sampling_params)
 
-    def parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
+    async def parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
         """Return the request that `body` holds; its `timeout`, in seconds, goes into `http.state`.
 
         Raises `InvalidRequest` for what is not a request, `ModelNotFound` for another model's.
         """
+        http.state.large = len(body) > _LARGE_BODY_BYTES
+        if len(body) <= _INLINE_BODY_BYTES:
+            return self._parse(endpoint, body, http)
+        return await self._in_thread(http, self._parse, endpoint, body, http)
+
+    async def _in_thread(self, http: HttpRequest, work: Callable[..., Any], *args: Any) -> Any:
+        """Run `work` off the loop.
+
+        One at a time: threads that all want Python's lock keep it from the loop. Large requests
+        wait for each other, and small ones do not wait for them.
+        """
+        threads = self._threads["large" if http.state.large else "small"]
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
+
+    def _parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
         request_class = ChatCompletionRequest if endpoint == "chat" else CompletionRequest
-        try:
-            fields = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise InvalidRequest(f"the body is not JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise InvalidRequest(f"the body is {type(fields).__name__}: wanted a JSON object")
-        http.state.timeout_s = _timeout_s(fields.pop("timeout", None))
+        fields = _load(body, max(_MOST_VALUES, 2 * self.context_length))
+        http.state.timeout_s = _timeout_s(
+            fields.pop("timeout", None), self._service.request_timeout_s
+        )
+        bodies.check(fields, self._service.limits, self._service.places)
         try:
             request = request_class.model_validate(fields)
         except ValidationError as error:
             raise InvalidRequest(_describe(error)) from error
+        except MISREAD as error:  # SGLang's validators, of what is not even the type they expect
+            raise InvalidRequest(said(error)) from error
         self._check(request)
         return request
 
@@ -142,18 +173,15 @@ class OpenAIApi:
         return body.encode()
 
     async def _convert(self, serving: Any, request: Any, http: HttpRequest) -> tuple[Any, Any]:
-        if message := serving._validate_request(request):
-            raise InvalidRequest(message)
         try:
-            # Off the loop: a template and a long prompt take milliseconds. One at a time: threads
-            # that all want Python's lock keep it from the loop.
-            converted: tuple[Any, Any] = await asyncio.get_running_loop().run_in_executor(
-                self._converting, serving._convert_to_internal_request, request, http
+            # Off the loop: tools are validated, a template is rendered, a prompt is tokenized.
+            converted: tuple[Any, Any] = await self._in_thread(
+                http, _validate_and_convert, serving, request, http
             )
         except HTTPException as error:
             raise InvalidRequest(str(error.detail)) from error
-        except (ValueError, TypeError) as error:
-            raise InvalidRequest(str(error)) from error
+        except MISREAD as error:
+            raise InvalidRequest(said(error)) from error
         return converted
 
 
@@ -170,7 +198,9 @@ class _TokenizerManager(GenerateApi):
         self.processor = None
         self._tool_parser = tool_parsers.ToolParser(None, "not chosen yet")
         self.request_logger = _NoRequestLog()
-        super().__init__(service, load_tokenizer(engine_args), incremental=True)
+        tokenizer = load_tokenizer(engine_args)
+        _count_before_encoding(tokenizer, self.model_config.context_len)
+        super().__init__(service, tokenizer, incremental=True)
 
     def config_value(self, name: str) -> Any:
         if name == "tool_call_parser":
@@ -199,6 +229,18 @@ class _TokenizerManager(GenerateApi):
         """Aborts never reach this side as results: they are raised as errors."""
 
 
+def _count_before_encoding(tokenizer: Any, context_length: int) -> None:
+    """Make `encode`, by which SGLang's templates (0.5.23) are tokenized, refuse what cannot fit."""
+    encode = tokenizer.encode
+
+    def encode_what_may_fit(text: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(text, str):
+            refuse_too_long(tokenizer, text, context_length)
+        return encode(text, *args, **options)
+
+    tokenizer.encode = encode_what_may_fit
+
+
 class _NoRequestLog:
     log_requests = False
     log_requests_level = 0
@@ -225,18 +267,42 @@ class _Completion(_RaisesErrors, OpenAIServingCompletion):  # type: ignore[misc]
     pass
 
 
-def _timeout_s(value: object) -> float | None:
+def _load(body: bytes, most_values: int) -> dict[str, Any]:
+    """Return the object in `body`, whose parsing must take milliseconds: no other thread runs."""
+    if len(body) > most_values and has_more_values(body, most_values):
+        raise InvalidRequest(f"the body has more than {most_values} values: wanted at most that")
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidRequest(f"the body is {type(fields).__name__}: wanted a JSON object")
+    return fields
+
+
+def _validate_and_convert(serving: Any, request: Any, http: HttpRequest) -> Any:
+    if message := serving._validate_request(request):
+        raise InvalidRequest(message[:_LONGEST_MESSAGE])
+    return serving._convert_to_internal_request(request, http)
+
+
+def _timeout_s(value: object, longest_s: float) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise InvalidRequest(f"timeout={value!r:.50}: wanted a number of seconds above 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= longest_s:
+        raise InvalidRequest(
+            f"timeout={shown(value)}: wanted a number of seconds above 0 and at most "
+            f"{longest_s:g} (REQUEST_TIMEOUT_S)"
+        )
     return float(value)
 
 
 def _describe(error: ValidationError) -> str:
+    """Return the first problems in words: of a long list each item may have several."""
     problems = []
-    for problem in error.errors(include_url=False, include_context=False):
-        place = ".".join(str(part) for part in problem["loc"]) or "body"
-        given = "" if problem["type"] == "missing" else f"={problem['input']!r:.100}"
+    for problem in error.errors(include_url=False, include_context=False)[:_PROBLEMS_SHOWN]:
+        place = ".".join(str(part) for part in problem["loc"])[:200] or "body"
+        given = "" if problem["type"] == "missing" else f"={shown(problem['input'])}"
         problems.append(f"{place}{given}: {problem['msg']}")
-    return "; ".join(problems)
+    more = error.error_count() - _PROBLEMS_SHOWN
+    return "; ".join(problems)[:_LONGEST_MESSAGE] + (f"; and {more} more" if more > 0 else "")

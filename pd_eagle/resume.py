@@ -70,6 +70,9 @@ class Progress:
         self._ends = deque([(0, 0)], maxlen=_CONTEXT_TOKENS + 1)
         self._kept = (0, 0)  # of those, what the current attempt was given as its prompt
         self._skip = (0, 0)  # what it will say again, though the client has it
+        self._stops = _stops(request)
+        self._reach = max(map(len, self._stops), default=0)  # of a stop beyond where it begins
+        self._around_seam = ("", "")  # the text on both sides of where the attempt began
         self._prompt_meta: dict[str, Any] = {}
 
     @property
@@ -83,6 +86,9 @@ class Progress:
         self._skip = (len(self._ids) - kept, self._characters - kept_chars)
         if not kept:
             return msgspec.structs.replace(self._request, rid=rid)
+        text = "".join(self._texts)
+        before, after = text[max(kept_chars - self._reach, 0) : kept_chars], text[kept_chars:]
+        self._around_seam = (before, after[: self._reach])
         params = dict(self._request.sampling_params)
         for name in ("max_new_tokens", "min_new_tokens"):
             if params.get(name) is not None:
@@ -142,26 +148,22 @@ class Progress:
 
     def _stopped_at_seam(self, delta: Delta) -> Delta:
         """End the answer if a stop string began before the seam: the new engine cannot see it."""
-        seam = self._kept[1]
-        if not self._kept[0]:
+        before, after = self._around_seam
+        if not self._kept[0] or len(after) >= self._reach:  # too far behind for any stop
             return delta
-        text = "".join(self._texts)
-        after = text[seam:] + delta.text
-        for stop in self._stops():
-            reach = text[max(seam - len(stop) + 1, 0) : seam]
+        after = (after + delta.text)[: self._reach]
+        self._around_seam = (before, after)
+        for stop in self._stops:
+            reach = before[max(len(before) - len(stop) + 1, 0) :]
             found = (reach + after[: len(stop) - 1]).find(stop)
             if found < 0:
                 continue
-            end = seam - len(reach) + found + len(stop)
+            end = self._kept[1] - len(reach) + found + len(stop)
             trimmed = not self._request.sampling_params.get("no_stop_trim")
-            last = "" if trimmed else delta.text[: max(end - len(text), 0)]
+            last = "" if trimmed else delta.text[: max(end - self._characters, 0)]
             meta = delta.meta | {"finish_reason": {"type": "stop", "matched": stop}}
             return Delta(delta.rid, last, delta.output_ids, meta, True)
         return delta
-
-    def _stops(self) -> list[str]:
-        stop = self._request.sampling_params.get("stop") or []
-        return [stop] if isinstance(stop, str) else [text for text in stop if text]
 
     def _whole_meta(self, meta: dict[str, Any]) -> dict[str, Any]:
         kept = self._kept[0]
@@ -180,6 +182,11 @@ class Progress:
         if reason and reason["type"] == "length":
             whole["finish_reason"] = reason | {"length": whole["completion_tokens"]}
         return whole
+
+
+def _stops(request: Request) -> list[str]:
+    stop = request.sampling_params.get("stop") or []
+    return [stop] if isinstance(stop, str) else [text for text in stop if text]
 
 
 def _is_increment(key: str, value: object) -> bool:

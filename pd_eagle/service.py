@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from pd_eagle import handoff, limits
+from pd_eagle import gate, handoff
 from pd_eagle.admission import Admission, Limits
 from pd_eagle.canary import Canary
 from pd_eagle.eagle_rules import EagleRules
@@ -139,6 +139,15 @@ class Service:
     def max_inflight(self) -> int:
         return self.admission.limits.max_inflight
 
+    @property
+    def places(self) -> int:
+        """How many requests may run and wait at once."""
+        return self.admission.limits.max_inflight + self.admission.limits.max_queue
+
+    @property
+    def request_timeout_s(self) -> float:
+        return self._policy.request_timeout_s
+
     # --- life
 
     async def start(self, launch: Callable[[str, Path], Launch]) -> None:
@@ -163,7 +172,7 @@ class Service:
     def _learn_limits(self) -> None:
         infos = [worker.info for worker in self.workers if worker.info is not None]
         serving = [w.info for w in self.workers if w.info is not None and w.role != "prefill"]
-        self._limits = limits.smallest(infos)
+        self._limits = gate.smallest(infos)
         tokens = sum(info.max_total_tokens for info in serving)
         inflight = self._policy.max_inflight or max(tokens // _TOKENS_PER_REQUEST, 8)
         queue = self._policy.max_queue
@@ -272,7 +281,7 @@ class Service:
         self._refuse_unless_serving()
         cost = self.check(request)
         loop = asyncio.get_running_loop()
-        timeout_s = request.timeout_s or self._policy.request_timeout_s
+        timeout_s = self._timeout_s(request)
         last_turn = None if patient else loop.time() + timeout_s
         watch = self.begin(request)
         # One generator down to the handoff: each more would be passed by every token.
@@ -469,11 +478,21 @@ class Service:
 
     def check(self, request: Request) -> int:
         """Return the KV tokens that `request` is taken to need; raises `InvalidRequest`."""
-        if self._limits is None:
-            raise NotServing(f"the service is {self.status}")
+        cost = gate.check(request, self.limits)
         if self.eagle_rules is not None:
             self.eagle_rules.check(request)
-        return limits.check(request, self._limits)
+        return cost
+
+    @property
+    def limits(self) -> EngineInfo:
+        """What every engine can do; raises `NotServing` before the first have started."""
+        if self._limits is None:
+            raise NotServing(f"the service is {self.status}")
+        return self._limits
+
+    def _timeout_s(self, request: Request) -> float:
+        longest = self._policy.request_timeout_s
+        return longest if request.timeout_s is None else min(request.timeout_s, longest)
 
     def _refuse_unless_serving(self) -> None:
         if self.status in ("draining", "failed") or self._limits is None:

@@ -388,7 +388,7 @@ class ScriptedOpenAI:
     def decode(self, ids: list[int]) -> str:
         return "".join(map(chr, ids))
 
-    def parse(self, endpoint: str, body: bytes, http: object) -> Body:
+    async def parse(self, endpoint: str, body: bytes, http: object) -> Body:
         try:
             request = msgspec.json.decode(body, type=Body)
         except msgspec.MsgspecError as error:

@@ -23,7 +23,7 @@ PACKAGE = "pd_eagle"
 
 # Each module imports only from those above it. `cpu` and `demo` are whole packages.
 LAYERS = """
-version errors messages heap
+version errors messages heap json_size bounds
 cpu.overrides cpu
 demo
 forms unknown_names tool_parsers known_models measured config
@@ -37,11 +37,12 @@ channel fork_safety orphan launch engine_metrics
 engine worker_main zygote
 worker
 restarts ports supervisor
-quarantine router resume admission prefill_window handoff canary limits eagle_rules
+quarantine router resume admission prefill_window handoff canary
+programs sampling_names gate bodies text_length eagle_rules
 metrics
 tracing
 service
-sampling_names batches generate_api openai_api
+batches generate_api openai_api
 health turns app
 gpu_holds front
 relay front_thread pd_engine
@@ -77,7 +78,7 @@ DOORS: dict[str, set[str]] = {
         "zygote",
         "handoff",
         "resume",
-        "limits",
+        "gate",
         "tracing",
         "generate_api",
     },

@@ -65,7 +65,7 @@ class ScriptedLayer:
         self.waiting = asyncio.Event()
         self.deaf = False
 
-    def parse(self, endpoint: str, body: bytes, http: object) -> Wanted:
+    async def parse(self, endpoint: str, body: bytes, http: object) -> Wanted:
         if self.refuses:
             raise self.refuses
         fields = json.loads(body)

@@ -96,11 +96,12 @@ READ: list[tuple[str, str, Any]] = [
     ("QUEUE_TIMEOUT_S", "2.5", 2.5),
     ("RESUME", "off", False),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318", "http://collector:4318"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", "http://collector:4318"),
     ("ENGINE_ARGS", '{"dtype": "float32"}', {"dtype": "float32"}),
 ]
 
 WHOLE_1 = "a whole number ≥ 1"
-URL = "an http:// or https:// URL"
+URL = "an http:// or https:// URL, or host:port"
 OBJECT = "a JSON object"
 TEXT = "some text"
 PATH = "a path or a Hugging Face name"
@@ -169,7 +170,7 @@ BAD: list[tuple[str, str, str]] = [
     ("RESUME", "2", "true or false"),
     ("CPU_THREADS", "0", WHOLE_1),
     ("CPU_UNTESTED_MODELS", "maybe", "true or false"),
-    ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", URL),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://collector:4318", URL),
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://", URL),
     ("ENGINE_ARGS", "dtype=float32", OBJECT),
     ("ENGINE_ARGS", "[1]", OBJECT),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle.engine import Acceptance, _abort_failure
-from pd_eagle.messages import Failed
+from pd_eagle.engine import Acceptance, _abort_failure, _SGLangEngine
+from pd_eagle.messages import Delta, Failed, Request, Submit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
 
 
 def ended(verified: int, accepted: int, drafted: int) -> dict[str, Any]:
@@ -56,3 +59,29 @@ def test_acceptance_forgets_old_requests() -> None:
 def test_what_an_abort_of_sglangs_own_means(status: int | None, in_pd: bool, code: str) -> None:
     reason = {"type": "abort", "message": "lost", "status_code": status}
     assert _abort_failure("r", reason, in_pd=in_pd) == Failed("r", code, "lost")
+
+
+class Raising:
+    """SGLang's tokenizer manager: `steps` tokens, then a ValueError."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    async def generate_request(self, obj: Any, _: object) -> AsyncGenerator[dict[str, Any], None]:
+        for _number in range(self._steps):
+            yield {"text": "a", "output_ids": [1], "meta_info": {"finish_reason": None}}
+        raise ValueError("something is wrong")
+
+
+@pytest.mark.parametrize(
+    ("steps", "code"), [(0, "invalid_request_error"), (1, "engine_error"), (2, "engine_error")]
+)
+async def test_only_before_the_first_token_is_an_error_the_clients(
+    monkeypatch: pytest.MonkeyPatch, steps: int, code: str
+) -> None:
+    monkeypatch.setattr("pd_eagle.engine._to_sglang", lambda submit: submit)
+    engine = object.__new__(_SGLangEngine)
+    engine._tokenizer_manager, engine._in_pd = Raising(steps), True
+    events = [event async for event in engine.generate(Submit(Request("r", [1], {})))]
+    assert [isinstance(event, Delta) for event in events] == [True] * steps + [False]
+    assert events[-1] == Failed("r", code, "something is wrong")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from pd_eagle import gate
 from pd_eagle.errors import EngineError, InvalidRequest, WorkerDied
 from pd_eagle.generate_api import GenerateApi
-from pd_eagle.messages import Delta, Options
+from pd_eagle.messages import Delta, EngineInfo, Options
 from tests.scripted import answer_to, continuation, ids_of
 from tests.unit.generate_input import GenerateInput
 
@@ -24,10 +25,22 @@ if TYPE_CHECKING:
     from pd_eagle.service import Service
 
 
+LIMITS = EngineInfo(
+    pid=1,
+    scheduler_pids=[2],
+    max_total_tokens=10**6,
+    max_input_tokens=9999,
+    context_length=10_000,
+    vocab_size=0x110000,
+)
+
+
 class Letters:
     """A service: a letter a step; a prompt with "!" fails, with "…" hangs, after two letters."""
 
     def __init__(self) -> None:
+        self.limits = LIMITS
+        self.places = 40
         self.requests: list[Request] = []
         self.groups: list[object] = []
         self.patient: list[bool] = []
@@ -48,6 +61,9 @@ class Letters:
                 yield delta
         finally:
             self.open -= 1
+
+    def check(self, request: Request) -> int:
+        return gate.check(request, self.limits)
 
     async def _deltas(self, request: Request) -> AsyncGenerator[Delta, None]:
         wanted = request.sampling_params.get("max_new_tokens", 4)
@@ -262,8 +278,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ids that are not whole": ({"input_ids": [1, 2.5]}, "wanted a list of whole numbers"),
     "ids that are truths": ({"input_ids": [[True]]}, "wanted a list of whole numbers"),
     "a prompt in a prompt": ({"text": [["a"]]}, "wanted text or a list of token ids"),
-    "no answers": ({"text": "a", "sampling_params": {"n": 0}}, "n=0: wanted at least 1"),
-    "fewer than none": ({"text": "a", "sampling_params": {"n": -1}}, "n=-1: wanted at least 1"),
+    "no answers": ({"text": "a", "sampling_params": {"n": 0}}, "n=0: wanted a whole number from 1"),
+    "fewer than none": (
+        {"text": "a", "sampling_params": {"n": -1}},
+        "n=-1: wanted a whole number from 1",
+    ),
     "n that is no number": ({"text": "a", "sampling_params": {"n": None}}, "not supported between"),
     "an image": ({"text": "a", "image_data": "cat.png"}, "image_data='cat.png': wanted unset"),
     "LoRA": ({"text": ["a"], "lora_path": ["x"]}, "lora_path='x': wanted unset"),

@@ -216,3 +216,16 @@ def test_the_first_token_comes_early_where_nothing_can_take_it_back(
     params: dict[str, Any], options: Options, early: bool
 ) -> None:
     assert first_may_come_early(Request("r", [1], params, options)) is early
+
+
+def test_a_long_answer_after_a_seam_is_not_read_again_at_every_delta() -> None:
+    """Only so much text is kept at hand as a stop string can reach over the seam."""
+    progress = Progress(request(stop=["THE END"], max_new_tokens=5000), None)
+    progress.next_attempt("a")
+    for number in range(100):
+        progress.add(Delta("a", "some text ", [number], {}, finished=False))
+    progress.next_attempt("b")
+    for number in range(100, 2000):
+        progress.add(Delta("b", "some text ", [number], {}, finished=False))
+        before, after = progress._around_seam
+        assert len(before) <= len("THE END") >= len(after)

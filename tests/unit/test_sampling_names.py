@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from pd_eagle import sampling_names
+from pd_eagle import gate
 from pd_eagle.errors import InvalidRequest
+from tests.unit.test_gate import LIMITS
 
 
 @pytest.mark.parametrize(
@@ -24,27 +27,20 @@ from pd_eagle.errors import InvalidRequest
 )
 def test_a_wrong_name_gets_a_suggestion(name: str, meant: str) -> None:
     with pytest.raises(InvalidRequest, match=f"'{name}' is not one .*did you mean {meant}\\?"):
-        sampling_names.check({"temperature": 0, name: 1})
+        gate.check_sampling({"temperature": 0, name: 1}, LIMITS)
 
 
 @pytest.mark.parametrize("name", ["colour", 7, "x" * 1000])
-def test_a_name_that_is_like_none_gets_the_list(name: object) -> None:
+def test_a_name_that_is_like_none_gets_the_list(name: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"wanted one of beam_width, .*, top_p") as caught:
-        sampling_names.check({name: 1})
+        gate.check_sampling({name: 1}, LIMITS)
     assert len(str(caught.value)) < 800
 
 
 def test_what_sglang_sets_for_itself_is_not_for_callers() -> None:
     with pytest.raises(InvalidRequest, match="is_normalized"):
-        sampling_names.check({"is_normalized": True})
+        gate.check_sampling({"is_normalized": True}, LIMITS)
 
 
 def test_all_names_pass() -> None:
-    assert sampling_names.check(dict.fromkeys(sampling_names.NAMES)).keys() == sampling_names.NAMES
-    assert sampling_names.check(None) == {}
-
-
-@pytest.mark.parametrize("params", ["greedy", 4, [("n", 1)]])
-def test_what_is_no_dictionary_is_refused(params: object) -> None:
-    with pytest.raises(InvalidRequest, match="wanted a dictionary"):
-        sampling_names.check(params)
+    gate.check_sampling(dict.fromkeys(gate.SAMPLING), LIMITS)

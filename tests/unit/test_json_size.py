@@ -1,0 +1,30 @@
+"""Values are counted outside strings only, whatever the strings hold."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pd_eagle.json_size import has_more_values
+
+CASES: dict[str, tuple[Any, int]] = {
+    "a list": ([1, 2, 3], 3),
+    "commas in a string": (["a,b,[c", 2], 2),
+    "quotes in a string": (['a",[', 'b\\",', "\\", 1], 4),
+    "an object": ({"a": [1, 2], "b,": {}}, 5),
+    "a bare string": ('",,,,"', 0),
+}
+
+
+@pytest.mark.parametrize(("value", "count"), CASES.values(), ids=CASES)
+def test_the_count_is_of_commas_and_brackets_outside_strings(value: Any, count: int) -> None:
+    text = json.dumps(value).encode()
+    assert count == 0 or has_more_values(text, count - 1)
+    assert not has_more_values(text, count)
+
+
+def test_a_string_without_an_end_holds_nothing() -> None:
+    assert not has_more_values(b'["a, b, c', 1)
+    assert not has_more_values(b'["a, b, c\\"', 1)
