@@ -74,6 +74,7 @@ class Answer:
         self._text: list[str] = []
         self._output_ids: list[int] = []
         self._meta: dict[str, Any] = {}
+        self._grown: dict[str, list[Any]] = {}
 
     def add(self, delta: Delta) -> dict[str, Any]:
         """Take one delta in; return the result so far, or the increment alone.
@@ -83,13 +84,22 @@ class Answer:
         if self._incremental:
             self._meta.update(delta.meta)
             return self._result(delta.text, delta.output_ids)
+        self.take(delta)
+        return self.whole()
+
+    def take(self, delta: Delta) -> None:
+        """Take one delta in, for `whole`."""
         self._text.append(delta.text)
         self._output_ids += delta.output_ids
         for key, value in delta.meta.items():
-            if isinstance(value, list) and key.startswith("output_") and key in self._meta:
-                self._meta[key] = self._meta[key] + value
+            if isinstance(value, list) and key.startswith("output_"):
+                self._grown.setdefault(key, []).extend(value)
             else:
                 self._meta[key] = value
+
+    def whole(self) -> dict[str, Any]:
+        """Return the result so far."""
+        self._meta.update({key: list(value) for key, value in self._grown.items()})
         return self._result("".join(self._text), list(self._output_ids))
 
     def _result(self, text: str, output_ids: list[int]) -> dict[str, Any]:
@@ -221,10 +231,10 @@ class GenerateApi:
 
     async def _whole(self, part: _Part) -> dict[str, Any]:
         answer = Answer(public_id=part.public_id, index=part.index, incremental=False)
-        result: dict[str, Any] = {}
         async with self._deltas(part) as deltas:
             async for delta in deltas:
-                result = answer.add(delta)
+                answer.take(delta)
+        result = answer.whole()
         result.pop("index")  # as SGLang: only streamed results carry it
         return result
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
@@ -52,6 +54,8 @@ _INLINE_BODY_BYTES = 2**13
 _LARGE_BODY_BYTES = 2**18
 #: orjson and pydantic keep Python's lock: a tenth of a microsecond or so a value.
 _MOST_VALUES = 2**18
+#: Answers up to here are built on the loop, in a few milliseconds.
+_INLINE_ANSWER_VALUES = 1024
 _PROBLEMS_SHOWN = 8
 _LONGEST_MESSAGE = 4000
 
@@ -79,6 +83,7 @@ class OpenAIApi:
             "large": ThreadPoolExecutor(1, "pd_eagle-large"),
         }
         self._service = service
+        self._facade = facade
         self.decode = facade.tokenizer.decode
         self.model = facade.served_model_name
         self.context_length: int = facade.model_config.context_len
@@ -168,9 +173,15 @@ class OpenAIApi:
         """Return the JSON of a whole answer."""
         serving = self._serving[endpoint]
         adapted, processed = await self._convert(serving, request, http)
-        response = await serving._handle_non_streaming_request(adapted, processed, http)
-        body: str = response.model_dump_json()
-        return body.encode()
+        # SGLang's own way (0.5.23, `_handle_non_streaming_request`) builds on the loop.
+        async with aclosing(self._facade.generate_request(adapted, http)) as answers:
+            results = await anext(answers)
+        results = results if isinstance(results, list) else [results]
+        if _size(results) <= _INLINE_ANSWER_VALUES:
+            return _build(serving, processed, results)
+        http.state.large = True
+        body: bytes = await self._in_thread(http, _build, serving, processed, results)
+        return body
 
     async def _convert(self, serving: Any, request: Any, http: HttpRequest) -> tuple[Any, Any]:
         try:
@@ -284,6 +295,25 @@ def _validate_and_convert(serving: Any, request: Any, http: HttpRequest) -> Any:
     if message := serving._validate_request(request):
         raise InvalidRequest(message[:_LONGEST_MESSAGE])
     return serving._convert_to_internal_request(request, http)
+
+
+def _size(results: list[dict[str, Any]]) -> int:
+    """Return about how many values an answer has, its log probabilities above all."""
+    size = 0
+    for result in results:
+        size += 16
+        for name in ("output_top_logprobs", "input_top_logprobs"):
+            size += sum(len(top or ()) for top in result["meta_info"].get(name) or ())
+        size += len(result["meta_info"].get("output_token_logprobs") or ())
+    return size
+
+
+def _build(serving: Any, request: Any, results: list[dict[str, Any]]) -> bytes:
+    chat = isinstance(request, ChatCompletionRequest)
+    build = serving._build_chat_response if chat else serving._build_completion_response
+    response = build(request, results, int(time.time()))
+    body: str = response.model_dump_json()
+    return body.encode()
 
 
 def _timeout_s(value: object, longest_s: float) -> float | None:
