@@ -204,7 +204,9 @@ def check_sampling(params: Mapping[str, Any], limits: EngineInfo) -> None:
     """Raise `InvalidRequest` for a sampling parameter that is unknown or out of its bound."""
     for name, value in params.items():
         if (bound := SAMPLING.get(name)) is None or (bound is _INTERNAL and value):
-            raise InvalidRequest(f"sampling_params: {shown(name)} is not one of them; {_hint(name)}")
+            raise InvalidRequest(
+                f"sampling_params: {shown(name)} is not one of them; {_hint(name)}"
+            )
         if value is not None:
             _check_field(name, value, bound, limits)
 

@@ -6,7 +6,10 @@ It knows nothing of their values.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 #: Other libraries' names for the same, where no spelling leads to SGLang's.
 _ELSEWHERE = {
