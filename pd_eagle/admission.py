@@ -12,7 +12,7 @@ import math
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 
-from pd_eagle.errors import DeadlineExceeded, Overloaded, TooManyRequests
+from pd_eagle.errors import DeadlineExceeded, Overloaded, PdEagleError, TooManyRequests
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,11 @@ class Limits:
 class _Waiting:
     cost: int
     turn: asyncio.Future[None]
+
+    @property
+    def has_turn(self) -> bool:
+        """Whether a place is held for it; true before the task that waits has been woken."""
+        return self.turn.done() and not self.turn.cancelled()
 
 
 class Admission:
@@ -109,19 +114,22 @@ class Admission:
             async with asyncio.timeout_at(last_turn):
                 await waiting.turn
         except TimeoutError:
-            if deadline is not None and deadline <= patience_ends:
-                raise DeadlineExceeded("the request's time was up before its turn came") from None
-            self.refused["queue_timeout"] += 1
-            raise Overloaded(
-                f"no turn within {self.limits.queue_timeout_s:g} s (QUEUE_TIMEOUT_S)"
-            ) from None
+            # Else the turn came in the same step of the loop as the timeout: it is in time.
+            if not waiting.has_turn:
+                raise self._too_late(deadline, patience_ends) from None
         except asyncio.CancelledError:
-            if waiting.turn.done() and not waiting.turn.cancelled():
+            if waiting.has_turn:
                 self.leave(cost)  # the turn came together with the cancellation
             raise
         finally:
-            if waiting.turn.cancelled():
+            if not waiting.has_turn:
                 self._withdraw(group, waiting)
+
+    def _too_late(self, deadline: float | None, patience_ends: float) -> PdEagleError:
+        if deadline is not None and deadline <= patience_ends:
+            return DeadlineExceeded("the request's time was up before its turn came")
+        self.refused["queue_timeout"] += 1
+        return Overloaded(f"no turn within {self.limits.queue_timeout_s:g} s (QUEUE_TIMEOUT_S)")
 
     def leave(self, cost: int) -> None:
         self.inflight -= 1

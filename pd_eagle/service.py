@@ -349,8 +349,8 @@ class Service:
         try:
             line = request.rid if group is None else id(group)
             await self.admission.enter(line, cost, last_turn)
-            watch.admitted(len(request.input_ids))
             try:
+                watch.admitted(len(request.input_ids))
                 yield
             finally:
                 self.admission.leave(cost)

@@ -1,23 +1,33 @@
 """What holds for every test: a clean environment, a loop that is never blocked, GPUs counted.
 
-The timeout, the markers and `filterwarnings = error` are in setup.cfg.
+An async test with the mark `both_loops` (or in a module with `pytestmark = pytest.mark.both_loops`)
+runs twice, on the plain asyncio loop and on uvloop; others run on the plain one. The environment
+variable PD_EAGLE_TEST_LOOPS ("plain", "uvloop" or "plain,uvloop") says it for all. The timeout, the markers and `filterwarnings = error` are in setup.cfg.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+import uvloop
 from blockbuster import blockbuster_ctx
 
 from pd_eagle import config, devices
 from pd_eagle.errors import PdEagleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+_LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "plain": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.new_event_loop,
+}
+_LOOPS_FOR_ALL = "PD_EAGLE_TEST_LOOPS"
 
 # Where the package may block the loop, and why that is right: one small folder a start, before
 # and after anything is served; a few hundred bytes into an empty socket buffer.
@@ -39,6 +49,16 @@ def pytest_configure() -> None:
         os.environ.pop(row.variable, None)
     # Without bytecode every child process takes seconds more.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if names := os.environ.get(_LOOPS_FOR_ALL):
+        return {name: _LOOPS[name] for name in names.split(",")}
+    if item.get_closest_marker("both_loops"):
+        return _LOOPS
+    return {"plain": _LOOPS["plain"]}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ import uuid
 from typing import TYPE_CHECKING, cast
 
 import pytest
+import uvloop
 
 from pd_eagle import zygote
 from pd_eagle.launch import SpawnLauncher
@@ -23,8 +24,14 @@ if TYPE_CHECKING:
     from pd_eagle.launch import Launcher
 
 
+@pytest.fixture(autouse=True, scope="session")
+def libuv() -> None:
+    """Open the pipe that libuv keeps until the process ends, so that no test is blamed for it."""
+    uvloop.new_event_loop().close()
+
+
 @pytest.fixture(autouse=True)
-def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def mark(libuv: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Mark all processes of a test; afterwards none is left, no zombie and no descriptor."""
     name = uuid.uuid4().hex
     monkeypatch.setenv(processes.MARK, name)

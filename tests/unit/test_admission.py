@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pd_eagle.admission import Admission, Limits
 from pd_eagle.errors import DeadlineExceeded, Overloaded, TooManyRequests
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+
+pytestmark = pytest.mark.both_loops
+_WAIT_S = 0.002
 
 
 def admission(inflight: int = 2, tokens: int = 100, queue: int = 3, wait_s: float = 5) -> Admission:
@@ -197,3 +203,127 @@ async def test_a_call_of_this_process_waits_as_long_as_it_takes() -> None:
     door.leave(1)
     await own
     assert (door.inflight, door.queued) == (1, 0)
+
+
+async def test_the_turn_that_comes_with_the_timeout_is_taken() -> None:
+    for turn_first in (True, False):
+        door = admission(inflight=1, wait_s=_WAIT_S)
+        await door.enter("a", 1)
+        waiting = later(door.enter("b", 1))
+        await settle()
+        _sleep_through_the_timeout()  # nothing else runs meanwhile: a busy loop's turn
+        if turn_first:  # uvloop runs timers before what is ready, asyncio after it
+            door.leave(1)
+        else:
+            asyncio.get_running_loop().call_soon(door.leave, 1)
+        with contextlib.suppress(Overloaded):
+            await waiting
+            door.leave(1)
+        await settle()
+        assert (door.inflight, door.tokens, door.queued) == (0, 0, 0)
+
+
+async def test_the_deadline_that_comes_with_the_turn_loses_no_place() -> None:
+    for turn_first in (True, False):
+        door = admission(inflight=1, wait_s=60)
+        await door.enter("a", 1)
+        waiting = later(door.enter("b", 1, asyncio.get_running_loop().time() + _WAIT_S))
+        await settle()
+        _sleep_through_the_timeout()
+        if turn_first:
+            door.leave(1)
+        else:
+            asyncio.get_running_loop().call_soon(door.leave, 1)
+        with contextlib.suppress(DeadlineExceeded):
+            await waiting
+            door.leave(1)
+        await settle()
+        assert (door.inflight, door.tokens, door.queued) == (0, 0, 0)
+
+
+def _sleep_through_the_timeout() -> None:
+    time.sleep(2 * _WAIT_S)
+
+
+class _Crowd:
+    """Requests that come, wait, run, leave and give up as they are told, and who holds a place."""
+
+    def __init__(self) -> None:
+        self.door = admission(inflight=2, tokens=10, queue=4, wait_s=_WAIT_S)
+        self.tasks: list[asyncio.Task[None]] = []
+        self.running: list[asyncio.Event] = []
+
+    async def _one(self, cost: int, deadline_s: float | None) -> None:
+        now = asyncio.get_running_loop().time()
+        try:
+            await self.door.enter(cost % 3, cost, None if deadline_s is None else now + deadline_s)
+        except (Overloaded, DeadlineExceeded):
+            return
+        may_leave = asyncio.Event()
+        self.running.append(may_leave)
+        try:
+            await may_leave.wait()
+        finally:
+            self.running.remove(may_leave)
+            self.door.leave(cost)
+
+    def come(self, cost: int, deadline_s: float | None) -> None:
+        self.tasks.append(later(self._one(cost, deadline_s)))
+
+    def leave(self, which: int) -> None:
+        if self.running:
+            self.running[which % len(self.running)].set()
+
+    def give_up(self, which: int) -> None:
+        if self.tasks:
+            self.tasks[which % len(self.tasks)].cancel()
+
+    async def go_home(self) -> None:
+        for _ in range(300):
+            if all(task.done() for task in self.tasks):
+                break
+            for may_leave in self.running:
+                may_leave.set()
+            await asyncio.sleep(_WAIT_S / 10)
+
+
+_which = st.integers(0, 9)
+_steps = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("come"), st.integers(1, 12), st.sampled_from([None, 0.0, _WAIT_S / 2, 60.0])
+        ),
+        st.tuples(st.sampled_from(["leave", "leave soon", "give up", "give up soon"]), _which),
+        st.tuples(st.sampled_from(["turn of the loop", "block"])),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=100)
+@given(_steps)
+async def test_every_place_comes_back_whatever_comes_in_one_turn_of_the_loop(
+    steps: list[tuple[object, ...]],
+) -> None:
+    crowd = _Crowd()
+    soon = asyncio.get_running_loop().call_soon
+    for what, *how in steps:
+        match what:
+            case "come":
+                crowd.come(*how)  # type: ignore[arg-type]
+            case "leave":
+                crowd.leave(*how)  # type: ignore[arg-type]
+            case "leave soon":
+                soon(crowd.leave, *how)
+            case "give up":
+                crowd.give_up(*how)  # type: ignore[arg-type]
+            case "give up soon":
+                soon(crowd.give_up, *how)
+            case "block":
+                _sleep_through_the_timeout()
+            case _:
+                await asyncio.sleep(0)
+        assert len(crowd.running) <= crowd.door.inflight <= 2
+    await crowd.go_home()
+    await asyncio.gather(*crowd.tasks, return_exceptions=True)
+    assert (crowd.door.inflight, crowd.door.tokens, crowd.door.queued) == (0, 0, 0)
