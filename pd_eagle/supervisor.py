@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pd_eagle.errors import PdEagleError, StartFailed
 from pd_eagle.fork_safety import private_folder
 from pd_eagle.restarts import RestartHistory, RestartPolicy
+from pd_eagle.signs import SignsOfLife
 from pd_eagle.worker import Worker
 
 if TYPE_CHECKING:
@@ -183,40 +184,31 @@ class Supervisor:
     # --- signs of life
 
     async def _watch(self, worker: Worker) -> None:
+        signs, life = SignsOfLife(worker), worker.restarts
         while True:
             await asyncio.sleep(min(1.0, self._policy.hang_timeout_s / 4))
+            if life != worker.restarts:
+                signs, life = SignsOfLife(worker), worker.restarts
             if worker.state in ("ready", "suspect"):
                 try:
-                    await self._check(worker)
+                    self._judge(worker, await signs.silence_s())
                 except PdEagleError as error:  # it died meanwhile: others are told
                     logger.debug("%s: %s", worker.name, error)
                 except Exception:  # a defect must not end the watching
                     logger.exception("%s could not be checked", worker.name)
 
-    async def _check(self, worker: Worker) -> None:
-        patience_s = self._policy.hang_timeout_s / 2
-        silence_s = await self._silence_s(worker, patience_s)
-        if silence_s < patience_s:
+    def _judge(self, worker: Worker, silence_s: float) -> None:
+        """Suspect a worker that was silent for half of HANG_TIMEOUT_S, and end it after all of it.
+
+        The seconds are the worker's own: on a machine with ten times too much to do they take ten
+        times as long.
+        """
+        if silence_s < self._policy.hang_timeout_s / 2:
             if worker.state == "suspect":
                 worker.become("ready")
                 self._on_change()
         elif worker.state == "ready":
             worker.become("suspect")
             self._on_change()
-        elif worker.state == "suspect" and silence_s >= 2 * patience_s:
+        elif worker.state == "suspect" and silence_s >= self._policy.hang_timeout_s:
             worker.declare_dead(f"no sign of life for {silence_s:.1f} s")
-
-    async def _silence_s(self, worker: Worker, patience_s: float) -> float:
-        """Return for how long host or scheduler have been silent.
-
-        The host answers pings. The scheduler generates, or writes a snapshot, at least once a
-        second unless a step takes longer; the host reads it even when the scheduler hangs (SGLang
-        0.5.23).
-        """
-        try:
-            async with asyncio.timeout(patience_s):
-                load = await worker.ping()
-        except TimeoutError:
-            return time.monotonic() - worker.heard_at
-        snapshot_age_s = time.time() - load.snapshot_at if load else 0.0
-        return min(snapshot_age_s, time.monotonic() - worker.generated_at)

@@ -123,6 +123,7 @@ class Worker:
         self._scheduler_pidfds: list[int] = []
         self._pongs: dict[int, asyncio.Future[Load | None]] = {}
         self._ping_seq = itertools.count()
+        self._asked: int | None = None
 
     @property
     def name(self) -> str:
@@ -135,6 +136,11 @@ class Worker:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    @property
+    def pids(self) -> list[int]:
+        """The host and its schedulers; empty before they are ready."""
+        return [self.info.pid, *self.info.scheduler_pids] if self.info else []
 
     @property
     def inflight(self) -> int:
@@ -155,7 +161,7 @@ class Worker:
         when it takes longer than `timeout_s`.
         """
         self.bootstrap_port, self.temp_dir = launch.bootstrap_port, launch.temp_dir
-        self.info, self.load, self._eof = None, None, False
+        self.info, self.load, self._eof, self._asked = None, None, False, None
         launch.temp_dir.mkdir(parents=True, exist_ok=True)
         self._process = process = await launch.launcher.launch()
         self._output = OutputTail(process.output_fd, self._log_line)
@@ -320,10 +326,16 @@ class Worker:
         pong = self._pongs[seq] = asyncio.get_running_loop().create_future()
         self._channel.send(Ping(seq))
         try:
-            self.load = await pong
+            await pong
         finally:
             self._pongs.pop(seq, None)
         return self.load
+
+    def ask(self) -> None:
+        """Ask for the newest load without waiting, unless an answer to that is still due."""
+        if self._asked is None and self._channel is not None:
+            self._asked = next(self._ping_seq)
+            self._channel.send(Ping(self._asked))
 
     def _on_message(self, message: FromWorker) -> None:
         self.heard_at = time.monotonic()
@@ -331,6 +343,9 @@ class Worker:
             case Delta() | Failed():
                 self._deliver(message)
             case Pong(seq, load):
+                self.load = load
+                if seq == self._asked:
+                    self._asked = None
                 if (pong := self._pongs.get(seq)) and not pong.done():
                     pong.set_result(load)
             case Ready(info):

@@ -2,7 +2,8 @@
 
 An async test with the mark `both_loops` (or in a module with `pytestmark = pytest.mark.both_loops`)
 runs twice, on the plain asyncio loop and on uvloop; others run on the plain one. The environment
-variable PD_EAGLE_TEST_LOOPS ("plain", "uvloop" or "plain,uvloop") says it for all. The timeout, the markers and `filterwarnings = error` are in setup.cfg.
+variable PD_EAGLE_TEST_LOOPS ("plain", "uvloop" or "plain,uvloop") says it for all. The timeout,
+the markers and `filterwarnings = error` are in setup.cfg.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ deployment
 channel fork_safety orphan launch engine_metrics
 engine worker_main zygote
 worker
+own_time signs
 restarts ports supervisor
 quarantine router resume admission prefill_window handoff canary
 programs sampling_names gate bodies text_length eagle_rules

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from asyncio import create_task
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from pd_eagle import own_time
 from pd_eagle.errors import DeadlineExceeded, NotServing, TransferFailed, WorkerDied
 from pd_eagle.messages import Load
 from pd_eagle.restarts import RestartPolicy
@@ -249,6 +251,43 @@ async def test_one_that_was_only_slow_is_trusted_again(forked: Stage) -> None:
     await forked.journal.line("decode-0: suspect → ready")
     assert service.workers[1].restarts == 0
     assert_undisturbed(await deltas_of(service, request("x")), "x")
+
+
+def _as_if_the_machine_were_busy(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
+    """Let it look as if `pid` has waited for a processor since its start, and waits still."""
+    monkeypatch.setattr(
+        own_time, "waits_of", lambda pids: {(pid, "main"): time.monotonic_ns()} if pids else {}
+    )
+
+
+@pytest.mark.both_loops
+async def test_one_that_does_not_get_a_processor_is_not_replaced(
+    forked: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await forked.service("prefill", "decode", policy=HANGS)
+    pid = service.workers[1].pid or 0
+    _as_if_the_machine_were_busy(monkeypatch, pid)
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(3 * HANGS.restarts.hang_timeout_s)
+    assert service.workers[1].restarts == 0
+    os.kill(pid, signal.SIGCONT)
+    assert_undisturbed(await deltas_of(service, request("x")), "x")
+    assert service.status == "ready"
+    assert service.workers[1].restarts == 0
+
+
+@pytest.mark.both_loops
+async def test_one_that_hangs_is_replaced_on_the_busiest_machine(
+    forked: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await forked.service("prefill", "decode", policy=HANGS)
+    pid = service.workers[1].pid or 0
+    _as_if_the_machine_were_busy(monkeypatch, pid)
+    began = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    await forked.journal.line("decode-0 failed: no sign of life for")
+    assert time.monotonic() - began > 5 * HANGS.restarts.hang_timeout_s
+    await forked.journal.line("decode-0 is back")
 
 
 async def test_a_link_that_stays_broken_is_made_anew(forked: Stage) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -303,20 +303,20 @@ _steps = st.lists(
 @settings(max_examples=100)
 @given(_steps)
 async def test_every_place_comes_back_whatever_comes_in_one_turn_of_the_loop(
-    steps: list[tuple[object, ...]],
+    steps: list[tuple[Any, ...]],
 ) -> None:
     crowd = _Crowd()
     soon = asyncio.get_running_loop().call_soon
     for what, *how in steps:
         match what:
             case "come":
-                crowd.come(*how)  # type: ignore[arg-type]
+                crowd.come(*how)
             case "leave":
-                crowd.leave(*how)  # type: ignore[arg-type]
+                crowd.leave(*how)
             case "leave soon":
                 soon(crowd.leave, *how)
             case "give up":
-                crowd.give_up(*how)  # type: ignore[arg-type]
+                crowd.give_up(*how)
             case "give up soon":
                 soon(crowd.give_up, *how)
             case "block":

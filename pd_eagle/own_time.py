@@ -1,0 +1,85 @@
+"""Time as processes of ours have had it: without the time that they waited for a processor.
+
+On a machine with nine runnable processes a core everything takes nine times as long, and nothing is
+hung. It knows processes by their ids and not what they are for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+#: At least this share of the wall clock's time counts, so that every limit is one: what hangs on
+#: the busiest machine is found within ten times as long.
+_LEAST_SHARE = 0.1
+
+_Waits = dict[tuple[int, str], int]
+
+
+class OwnTime:
+    """A clock that stands still while the processes it is about wait for a processor.
+
+    Linux counts that for every thread (`/proc/PID/task/TID/schedstat`); where it does not, this is
+    the wall clock. The caller's process is among those looked at: what it is late for is not late.
+    """
+
+    def __init__(
+        self,
+        pids: Iterable[int],
+        clock: Callable[[], float] = time.monotonic,
+        waits: Callable[[Iterable[int]], Mapping[tuple[int, str], int]] | None = None,
+    ) -> None:
+        self._pids = (*pids, os.getpid())
+        self._clock = clock
+        self._waits = waits or waits_of
+        self._read_at = clock()
+        self._before = self._waits(self._pids)
+        self.elapsed_s = 0.0
+
+    def read(self, most_s: float = float("inf")) -> float:
+        """Return the own seconds since the start, of which the last look adds `most_s` at most.
+
+        Reads some files of each process: not for a thread that must not block.
+        """
+        now, waits = self._clock(), self._waits(self._pids)
+        passed_s = now - self._read_at
+        # The one that waited longest: the others may have waited for it.
+        waited = max((ns - self._before.get(key, 0) for key, ns in waits.items()), default=0)
+        own_s = max(passed_s - waited / 1e9, passed_s * _LEAST_SHARE)
+        self.elapsed_s += min(own_s, most_s)
+        self._read_at, self._before = now, waits
+        return self.elapsed_s
+
+
+def waits_of(pids: Iterable[int]) -> _Waits:
+    """Return for each thread of `pids` how many nanoseconds it has waited for a processor."""
+    found: _Waits = {}
+    for pid in pids:
+        tasks = f"/proc/{pid}/task"
+        with contextlib.suppress(OSError):  # it has ended
+            for task in os.listdir(tasks):
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    found[pid, task] = int(Path(f"{tasks}/{task}/schedstat").read_text().split()[1])
+    return found
+
+
+def with_children(pids: Iterable[int]) -> list[int]:
+    """Return `pids` and the processes that they started themselves."""
+    found = list(pids)
+    for pid in tuple(found):
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            found += [child for child in map(int, children) if child not in found]
+    return found
+
+
+async def measure(pids: Iterable[int]) -> OwnTime:
+    """Return a clock for `pids` and their children, started now."""
+    return await asyncio.to_thread(lambda: OwnTime(with_children(pids)))
