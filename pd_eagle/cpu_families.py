@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 # What of the rotary embedding was held against transformers. "dynamic" depends on the whole length
 # there, and "longrope" on that of the longest neighbour in the batch in SGLang 0.5.23.
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})
-_SILU: Mapping[str, tuple[object, ...]] = {"hidden_act": ("silu",), "mlp_bias": (False,)}
+_ANY: Mapping[str, tuple[object, ...]] = {"attention_factor": (None,)}  # of yarn
+_SILU: Mapping[str, tuple[object, ...]] = {**_ANY, "hidden_act": ("silu",), "mlp_bias": (False,)}
+_UNBIASED: Mapping[str, tuple[object, ...]] = {**_SILU, "attention_bias": (False,)}
+_TIED: Mapping[str, tuple[object, ...]] = {"tie_word_embeddings": (True,)}
 _GELU: Mapping[str, tuple[object, ...]] = {
+    **_TIED,
     "hidden_act": ("gelu_pytorch_tanh",),
     "hidden_activation": ("gelu_pytorch_tanh", None),
     "use_bidirectional_attention": (False, None),
@@ -51,7 +55,7 @@ FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": Family(_BOTH, only=_SILU),
     "MistralForCausalLM": Family(_BOTH, only=_SILU),
     "MinistralForCausalLM": Family(only=_SILU),
-    "MixtralForCausalLM": Family(only=_SILU),
+    "MixtralForCausalLM": Family(ropes=_NO_ROPE_SCALING, only=_SILU),
     "Qwen2ForCausalLM": Family(_BOTH, only=_SILU),
     "Qwen3ForCausalLM": Family(_BOTH, only=_SILU),
     "Qwen2MoeForCausalLM": Family(only={**_SILU, **_ALL_SPARSE}),
@@ -59,11 +63,12 @@ FAMILIES: Mapping[str, Family] = {
     "Phi3ForCausalLM": Family(
         _BOTH, _NO_ROPE_SCALING, {**_SILU, "partial_rotary_factor": (1, None)}
     ),
-    "GemmaForCausalLM": Family(ropes=_NO_ROPE_SCALING, only=_GELU),
+    "GemmaForCausalLM": Family(ropes=_NO_ROPE_SCALING, only={**_GELU, "attention_bias": (False,)}),
     "Gemma2ForCausalLM": Family(ropes=_NO_ROPE_SCALING, only=_GELU),
     "Gemma3ForCausalLM": Family(_BOTH, frozenset({"default", "linear"}), _GELU),
     "GPT2LMHeadModel": Family(
         only={
+            **_TIED,
             "activation_function": ("gelu_new",),
             "scale_attn_weights": (True,),
             "scale_attn_by_inverse_layer_idx": (False,),
@@ -71,15 +76,17 @@ FAMILIES: Mapping[str, Family] = {
             "add_cross_attention": (False,),
         }
     ),
-    "Starcoder2ForCausalLM": Family(only={"hidden_act": ("gelu_pytorch_tanh",)}),
+    "Starcoder2ForCausalLM": Family(
+        ropes=_NO_ROPE_SCALING, only={"hidden_act": ("gelu_pytorch_tanh",)}
+    ),
     "Olmo2ForCausalLM": Family(only=_SILU),
-    "GraniteForCausalLM": Family(only=_SILU),
-    "GraniteMoeForCausalLM": Family(only=_SILU),
-    "Glm4ForCausalLM": Family(_BOTH, only=_SILU),
+    "GraniteForCausalLM": Family(only=_UNBIASED),
+    "GraniteMoeForCausalLM": Family(ropes=_NO_ROPE_SCALING, only=_UNBIASED),
+    "Glm4ForCausalLM": Family(frozenset({_EAGLE}), only=_SILU),
     "SmolLM3ForCausalLM": Family(only=_SILU),
     "Ernie4_5ForCausalLM": Family(only=_SILU),
-    "CohereForCausalLM": Family(only={**_SILU, "use_qk_norm": (False,)}),
-    "Cohere2ForCausalLM": Family(only=_SILU),
+    "CohereForCausalLM": Family(only={**_UNBIASED, **_TIED}),
+    "Cohere2ForCausalLM": Family(only={**_UNBIASED, **_TIED}),
 }
 
 DRAFTS = frozenset({"LlamaForCausalLMEagle", "LlamaForCausalLMEagle3"})

@@ -102,7 +102,12 @@ def test_the_models_known_by_name_are_planned() -> None:
         (config("Qwen3MoeForCausalLM", mlp_only_layers=[0]), "mlp_only_layers=[0]"),
         (config("Qwen2MoeForCausalLM", decoder_sparse_step=2), "decoder_sparse_step=2"),
         (config("Gemma3ForCausalLM", use_bidirectional_attention=True), "bidirectional"),
-        (config("CohereForCausalLM", use_qk_norm=True), "use_qk_norm"),
+        (config("CohereForCausalLM", attention_bias=True), "attention_bias=True"),
+        (config("GPT2LMHeadModel", tie_word_embeddings=False), "tie_word_embeddings=False"),
+        (
+            config("LlamaForCausalLM", rope_scaling={"type": "yarn", "attention_factor": 1.3}),
+            "attention_factor=1.3",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -146,6 +151,12 @@ LLAMA_DRAFT = config("LlamaForCausalLMEagle")
 def test_a_draft_needs_a_target_that_sglang_lets_drafts_into(tmp_path: Path) -> None:
     with pytest.raises(PlanRefused, match="SGLang has no EAGLE for Gemma2ForCausalLM"):
         planned(tmp_path, config("Gemma2ForCausalLM"), LLAMA_DRAFT, speculative_algorithm="EAGLE")
+
+
+def test_an_eagle3_draft_needs_more_of_its_target(tmp_path: Path) -> None:
+    draft = config("LlamaForCausalLMEagle3")
+    with pytest.raises(PlanRefused, match="SGLang has no EAGLE3 for Glm4ForCausalLM"):
+        planned(tmp_path, config("Glm4ForCausalLM"), draft, speculative_algorithm="EAGLE3")
 
 
 def test_a_draft_of_a_refused_target_is_refused_with_it(tmp_path: Path) -> None:
