@@ -89,7 +89,7 @@ FAMILIES: Mapping[str, Family] = {
     "Cohere2ForCausalLM": Family(only={**_UNBIASED, **_TIED}),
 }
 
-DRAFTS = frozenset({"LlamaForCausalLMEagle", "LlamaForCausalLMEagle3"})
+DRAFTS = frozenset({"LlamaForCausalLMEagle", "LlamaForCausalLMEagle3", "Qwen2ForCausalLMEagle"})
 """The architectures of drafts that were tried."""
 
 

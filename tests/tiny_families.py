@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from tests.tiny_models import tiny_draft, tiny_tokenizer
 
@@ -176,6 +177,19 @@ def greedily(model: Any, prompt: list[int], count: int) -> list[int]:
     return answer
 
 
+def as_qwen2(draft: Path, path: Path) -> None:
+    """Write to `path` the same draft as a Qwen2 layer, whose projections have biases."""
+    weights = load_file(draft / "model.safetensors")
+    for name in ("q_proj", "k_proj", "v_proj"):
+        part = f"layers.0.self_attn.{name}"
+        weights[f"{part}.bias"] = torch.zeros(len(weights[f"{part}.weight"]))
+    path.mkdir()
+    save_file(weights, path / "model.safetensors")
+    config = json.loads((draft / "config.json").read_text())
+    config |= {"architectures": ["Qwen2ForCausalLMEagle"], "model_type": "qwen2"}
+    (path / "config.json").write_text(json.dumps(config))
+
+
 def main(folder: Path) -> None:
     """Write every model to `folder`, a draft where there is one, and greedy answers to PROMPTS."""
     answers = {}
@@ -184,6 +198,7 @@ def main(folder: Path) -> None:
         answers[name] = [greedily(model, prompt, ANSWER) for prompt in PROMPTS]
     for name in DRAFTED:
         tiny_draft(folder / f"{name}-draft", folder / name, steps=40, sequences=64, length=24)
+    as_qwen2(folder / "qwen2-draft", folder / "qwen2-draft-of-qwen2")
     (folder / "answers.json").write_text(json.dumps(answers))
 
 

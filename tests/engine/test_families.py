@@ -104,12 +104,19 @@ def free_port() -> int:
     return port
 
 
-@pytest.mark.parametrize("name", DRAFTED)
-def test_eagle_changes_no_token(host: EngineHost, models: Models, name: str) -> None:
+def drafts() -> list[Any]:
+    """Return each target with the folder of its draft."""
+    llama = [pytest.param(name, f"{name}-draft", id=name) for name in DRAFTED]
+    return [*llama, pytest.param("qwen2", "qwen2-draft-of-qwen2", id="a Qwen2 layer")]
+
+
+@pytest.mark.parametrize(("name", "draft"), drafts())
+def test_eagle_changes_no_token(host: EngineHost, models: Models, name: str, draft: str) -> None:
     assert cpu_families.why_not(models.config(name), "EAGLE") is None
+    assert models.architecture(draft) in cpu_families.DRAFTS
     eagle: Json = {
         "speculative_algorithm": "EAGLE",
-        "speculative_draft_model_path": str(models.folder / f"{name}-draft"),
+        "speculative_draft_model_path": str(models.folder / draft),
         "speculative_num_steps": 2,
         "speculative_eagle_topk": 3,
         "speculative_num_draft_tokens": 6,
