@@ -20,8 +20,9 @@ START_TIMEOUT_S = 300.0
 class ServerProcess:
     """`server.py` with `settings` in its environment; use it as a context manager."""
 
-    def __init__(self, log: Path, **settings: str) -> None:
+    def __init__(self, log: Path, *, script: str = "server.py", **settings: str) -> None:
         self.log = log
+        self._script = script
         kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         self._environment = kept | {"HATHORA_DEFAULT_PORT": "0"} | settings
         self.url = ""
@@ -29,7 +30,7 @@ class ServerProcess:
     def __enter__(self) -> Self:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "server.py"],
+                [sys.executable, self._script],
                 cwd=ROOT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

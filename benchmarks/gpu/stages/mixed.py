@@ -32,6 +32,7 @@ SECONDS = "MIXED_SECONDS"
 #: Chat and long prompts a second.
 RATES = (48.0, 5.0)
 LONG_ALONE = 8.0
+_SHARED = "benchmarks/gpu/shared_server.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ def _started(host: Host, stack: ExitStack) -> dict[str, ServerProcess]:
             engine_args = args | {"max_total_tokens": 150_000}
         servers[name] = ServerProcess(
             host.folder / f"mixed-{number}.log",
+            script=_SHARED,
             **common | own | {"ENGINE_ARGS": json.dumps(engine_args)},
         )
     with ThreadPoolExecutor(len(servers)) as pool:
