@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-from pd_eagle import config, deployment, devices, doctor, engine_args, placement
-from pd_eagle.errors import PdEagleError
+from pd_eagle import advice, config, deployment, devices, doctor, engine_args, placement
+from pd_eagle.errors import PdEagleError, SettingsError
 from pd_eagle.version import VERSION
 
 if TYPE_CHECKING:
@@ -71,9 +72,33 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpus", help="plan for these instead: 8xH100, 2xH100,2xA100, cpu")
     plan.add_argument("--model", help="directory or Hugging Face name (MODEL_PATH)")
     plan.add_argument("--draft", help="the same of the draft (SPECULATIVE_DRAFT_MODEL_PATH)")
+    plan.add_argument("--prompt", type=_tokens, help="tokens of a prompt: advise a split for it")
+    plan.add_argument("--answer", type=_tokens, help="tokens of an answer; with --prompt")
+    plan.add_argument(
+        "--gap-mean",
+        type=_seconds,
+        help="mean time between tokens to be kept, in seconds; with --prompt (default:"
+        f" {advice.LOOSEST_GAP_S})",
+    )
     plan.add_argument("--json", action="store_true", help="print JSON")
     commands.add_parser("doctor", help="check what is installed here, and say what to do")
     return parser
+
+
+def _tokens(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted a whole number of tokens ≥ 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted a number of seconds > 0, e.g. 0.02")
+    return value
 
 
 def settings_help() -> str:
@@ -98,6 +123,7 @@ class Outlook:
     transfer: str | None
     transfer_reason: str | None
     warnings: tuple[str, ...]
+    advice: advice.Advice | None = None
 
     def as_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -111,6 +137,7 @@ class Outlook:
             lines.append(f"draft     {self.draft}")
         if self.transfer:
             lines.append(f"transfer  {self.transfer}: {self.transfer_reason}")
+        lines += self.advice.lines() if self.advice else ()
         lines += ["", str(self.plan), *(f"warning: {text}" for text in self.warnings), ""]
         return "\n".join(lines)
 
@@ -139,7 +166,22 @@ def look_ahead(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Out
         transfer=found.transfer,
         transfer_reason=found.transfer_reason,
         warnings=settings.warnings,
+        advice=_advice(arguments, found),
     )
+
+
+def _advice(arguments: argparse.Namespace, found: deployment.Outline) -> advice.Advice | None:
+    given = (arguments.prompt, arguments.answer, arguments.gap_mean)
+    if given == (None, None, None):
+        return None
+    if arguments.prompt is None or arguments.answer is None:
+        raise SettingsError(
+            f"--prompt {arguments.prompt} --answer {arguments.answer}: wanted both, in tokens,"
+            " e.g. --prompt 3000 --answer 300"
+        )
+    gap_s = arguments.gap_mean or advice.LOOSEST_GAP_S
+    traffic = advice.Traffic(arguments.prompt, arguments.answer, gap_s)
+    return advice.advise(traffic, found.plan, found.inventory, found.shape)
 
 
 if __name__ == "__main__":

@@ -172,6 +172,7 @@ class _SGLangEngine:
             running=sum(s.num_running_reqs for s in snapshots),
             waiting=sum(s.num_waiting_reqs for s in snapshots),
             used_tokens=sum(s.num_used_tokens for s in snapshots),
+            queued=sum(map(_queued, snapshots)),
             max_running=sum(s.max_running_requests for s in snapshots),
             spec_accept_length=self._acceptance.length,
             spec_accept_rate=self._acceptance.rate,
@@ -179,6 +180,19 @@ class _SGLangEngine:
 
     def shutdown(self) -> None:
         self._engine.shutdown()
+
+
+def _queued(snapshot: Any) -> int:
+    """Return how many requests wait for this engine to compute or to have room for their KV.
+
+    SGLang (0.5.23) also counts as waiting what the other half has yet to answer: prefill's
+    bootstrap queue, decode's handshakes and transfers.
+    """
+    queues, pd = snapshot.queues, snapshot.disaggregation
+    if queues is None or pd is None:
+        return 0
+    queued: int = queues.waiting + queues.prealloc_ready + pd.decode_retracted_queue_reqs
+    return queued
 
 
 _TOKENIZER_DEFAULTS: dict[str, Any] = {

@@ -110,7 +110,10 @@ def choose_transfer(settings: Settings, kind: Kind, installed: Collection[str]) 
 
 _WHY_NIXL = {
     "cpu": "it needs no library from the system",
-    "cuda": "it needs neither RDMA hardware nor a library from the system",
+    "cuda": (
+        "measured on two H100, a whole request takes as long over it as over mooncake (30,000"
+        " tokens: 975 and 977 ms), and it needs neither RDMA hardware nor a library from the system"
+    ),
 }
 
 

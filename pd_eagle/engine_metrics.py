@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 _FOLDER = "metrics"
 _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+#: What SGLang (0.5.23) does not say of its own series.
+_NOTES = {
+    "sglang:kv_transfer_latency_ms": (
+        " Over NIXL this counts from the first chunk sent to the end, so it holds the computing of"
+        " all later chunks; over Mooncake from the last chunk. pd_eagle_kv_handoff_seconds means"
+        " the same over both."
+    ),
+}
 
 
 def write_below(temp_dir: Path) -> None:
@@ -41,7 +49,13 @@ def collect(temp_dirs: Iterable[tuple[str, Path]]) -> Iterator[Metric]:
             continue  # it has only just been launched, or is gone
         for metric in _read(folder):
             family = families.setdefault(
-                metric.name, Metric(metric.name, metric.documentation, metric.type, metric.unit)
+                metric.name,
+                Metric(
+                    metric.name,
+                    metric.documentation + _NOTES.get(metric.name, ""),
+                    metric.type,
+                    metric.unit,
+                ),
             )
             for sample in metric.samples:
                 family.samples.append(sample._replace(labels={**sample.labels, "worker": worker}))

@@ -13,7 +13,7 @@ import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pd_eagle import tracing
+from pd_eagle import speculation, tracing
 from pd_eagle.gpu_holds import GpuHolds
 from pd_eagle.health import Health, WorkerHealth
 from pd_eagle.launch import SpawnLauncher
@@ -25,7 +25,7 @@ from pd_eagle.worker import Launch
 from pd_eagle.zygote import LastingZygote, ZygoteLauncher, spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pd_eagle.app import OpenAI
@@ -36,9 +36,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_REPORT_INTERVAL_S = 60.0
+_ACCEPTANCE_INTERVAL_S = 60.0
+_ROLES_INTERVAL_S = 1.0
 #: Two services may share a GPU if each was told to take at most this share of its memory.
 _SHARED_FRACTION = 0.45
+
+
+async def every(seconds: float, report: Callable[[], None]) -> None:
+    """Call `report` again and again; what it raises is logged, and ends nothing."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            report()
+        except Exception:
+            logger.exception("a report failed")
 
 
 class Front:
@@ -60,7 +71,7 @@ class Front:
         self._launcher: Launcher | None = None
         self._ports: BootstrapPorts | None = None
         self._gpus: GpuHolds | None = None
-        self._reporting: asyncio.Task[None] | None = None
+        self._reporting: list[asyncio.Task[None]] = []
         self._reported: dict[str, float] = {}
 
     async def start(self) -> None:
@@ -78,21 +89,38 @@ class Front:
             return Launch(launcher, args, temp_dir, {}, port, self.deployment.stack.engine)
 
         await self.service.start(launch)
-        if self.deployment.settings.speculative_algorithm:
-            self._reporting = asyncio.create_task(self._report_acceptance())
+        self._reporting = [
+            asyncio.create_task(every(seconds, report))
+            for seconds, report in (
+                (_ACCEPTANCE_INTERVAL_S, self.report_acceptance),
+                (_ROLES_INTERVAL_S, self.report_bottleneck),
+            )
+        ]
 
-    async def _report_acceptance(self) -> None:
-        while True:
-            await asyncio.sleep(_REPORT_INTERVAL_S)
-            found = {
-                worker.name: worker.load.spec_accept_length
-                for worker in self.service.workers
-                if worker.load and worker.load.spec_accept_length
-            }
-            if found != self._reported:  # nothing was generated since: nothing to say
-                self._reported = found
-                said = ", ".join(f"{name} {length:.2f}" for name, length in found.items())
-                logger.info("EAGLE acceptance, tokens per verification: %s", said)
+    def report_acceptance(self) -> None:
+        """Log how many drafts were accepted lately, and where drafting costs more than it gives."""
+        found = {
+            worker.name: worker.load.spec_accept_length
+            for worker in self.service.workers
+            if worker.load and worker.load.spec_accept_length
+        }
+        if found == self._reported:  # nothing was generated since: nothing to say
+            return
+        self._reported = found
+        said = ", ".join(f"{name} {length:.2f}" for name, length in found.items())
+        logger.info("EAGLE acceptance, tokens per verification: %s", said)
+        tree = self.deployment.plan.tree
+        for worker in self.service.workers:
+            expected, load = self.service.expected_speedup(worker), worker.load
+            if expected is None or expected >= 1 or load is None or tree is None:
+                continue
+            length = load.spec_accept_length or 0.0
+            logger.warning("%s", speculation.alarm(worker.name, tree, load.running, length))
+
+    def report_bottleneck(self) -> None:
+        """Log, once, that one role holds the other up."""
+        if found := self.service.watch_roles():
+            logger.warning("%s", found)
 
     async def _make_launcher(self) -> Launcher:
         deployment = self.deployment
@@ -112,8 +140,8 @@ class Front:
     async def stop(self, drain_timeout_s: float = 0.0) -> bool:
         """Drain, stop every worker; False if requests were cut off."""
         drained = await self.service.stop(drain_timeout_s)
-        if self._reporting is not None:
-            self._reporting.cancel()
+        for report in self._reporting:
+            report.cancel()
         if self._launcher is not None:
             await self._launcher.close()
         elif self._zygote is not None:  # the start failed before it was used
@@ -171,7 +199,11 @@ class Front:
             region=deployment.settings.region,
             version=VERSION,
             plan=deployment.plan,
-            workers=[WorkerHealth.of(worker) for worker in self.service.workers],
+            workers=[
+                WorkerHealth.of(worker, self.service.expected_speedup(worker))
+                for worker in self.service.workers
+            ],
+            bottleneck=self.service.bottleneck,
             inflight=self.service.inflight,
             queued=self.service.queued,
             tool_call_parser=self.openai.tool_parser.name if self.openai else None,

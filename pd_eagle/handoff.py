@@ -68,7 +68,8 @@ async def run(
     `deadline` is a time of the running loop. Both halves are aborted on the way out, whatever that
     way is: idempotent for one that has ended. A failed prefill ends the handoff at once; decode
     would wait for its KV for minutes. `on_phase` gets the seconds of "prefill", until the KV has
-    been sent, and of "first_delta" after it; `on_abort` why an attempt did not come to its end.
+    been sent, of "first_delta" after it, and of "kv_handoff", from the end of prefill's last step
+    to decode's first delta; `on_abort` why an attempt did not come to its end.
     With `first_early` the first token is given out when prefill tells it, if it has a whole text.
     """
     phases = _Phases(on_phase, in_pd=pair.prefill is not None)
@@ -122,6 +123,7 @@ class _Phases:
         self._on_phase = on_phase
         self._last = time.monotonic()
         self._prefilling = in_pd
+        self._prefilled_at: float | None = None  # wall clock of this host, by the engine
         self.over = False
 
     def note(self, half: str, event: Event) -> None:
@@ -132,7 +134,10 @@ class _Phases:
             self._end_prefill()
             self.over = True
             self._end("first_delta")
+            if self._prefilled_at is not None:
+                self._on_phase("kv_handoff", max(0.0, time.time() - self._prefilled_at))
         elif event.finished:
+            self._prefilled_at = event.meta.get("prefill_finished_time")
             self._end_prefill()
 
     def _end_prefill(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pd_eagle.bottleneck import Bottleneck
     from pd_eagle.placement import Plan
     from pd_eagle.service import Status
     from pd_eagle.worker import Worker
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class WorkerHealth:
     """One worker. `spec_accept_length` is in tokens per verification, None without EAGLE.
+
+    Below 1 of `spec_expected_speedup` EAGLE makes it slower; None where that is not known.
 
     `running` and `kv_tokens_used` are what its engine said last, at most a second or two ago, of
     requests and of `kv_tokens`, its pool; what can be evicted from the cache does not count.
@@ -34,10 +37,11 @@ class WorkerHealth:
     kv_tokens_used: int | None
     kv_tokens: int | None
     spec_accept_length: float | None
+    spec_expected_speedup: float | None
     last_error: str | None
 
     @classmethod
-    def of(cls, worker: Worker) -> WorkerHealth:
+    def of(cls, worker: Worker, spec_expected_speedup: float | None = None) -> WorkerHealth:
         return cls(
             name=worker.name,
             role=worker.role,
@@ -53,6 +57,7 @@ class WorkerHealth:
             kv_tokens_used=worker.load.used_tokens if worker.load else None,
             kv_tokens=worker.info.max_total_tokens if worker.info else None,
             spec_accept_length=worker.load.spec_accept_length if worker.load else None,
+            spec_expected_speedup=spec_expected_speedup,
             last_error=worker.last_error,
         )
 
@@ -74,6 +79,7 @@ class Health:
     inflight: int
     queued: int
     tool_call_parser: str | None = None
+    bottleneck: Bottleneck | None = None
 
     @property
     def serving(self) -> bool:
@@ -106,4 +112,5 @@ class Health:
             "workers": [asdict(worker) for worker in self.workers],
             "inflight": self.inflight,
             "queued": self.queued,
+            "bottleneck": asdict(self.bottleneck) if self.bottleneck else None,
         }

@@ -14,6 +14,9 @@ EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 _LEPTON_DRAFT = "leptonai/EAGLE-Qwen2.5-7B-Instruct"
 _THOUGHTWORKS_DRAFT = "thoughtworks/Qwen2.5-7B-Instruct-Eagle3"
+_ANGELSLIM_DRAFT = "AngelSlim/Qwen3-8B_eagle3"
+#: The documented example of speculation: its draft's maker has published how it was trained.
+QWEN3_8B = "Qwen/Qwen3-8B"
 
 CONFIGS: dict[str, dict[str, Any]] = {
     # The model's own config.json.
@@ -71,11 +74,42 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "torch_dtype": "bfloat16",
         "vocab_size": 152064,
     },
+    # The model's own config.json.
+    QWEN3_8B: {
+        "architectures": ["Qwen3ForCausalLM"],
+        "head_dim": 128,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "max_position_embeddings": 40960,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 151936,
+    },
+    # As its maker trains it (Tencent/AngelSlim, train/configs/qwen3-8b-eagle3.json); the published
+    # config.json calls the architecture as SGLang does (Tencent/AngelSlim issue 15, vLLM PR 22333).
+    _ANGELSLIM_DRAFT: {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "draft_vocab_size": 32000,
+        "head_dim": 128,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "max_position_embeddings": 40960,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 151936,
+    },
 }
 
 # Target, then algorithm. The Llama rows: SGLang's own documentation of speculative decoding.
 DRAFTS: dict[str, dict[str, str]] = {
     DEFAULT: {"EAGLE": _LEPTON_DRAFT, "EAGLE3": _THOUGHTWORKS_DRAFT},
+    QWEN3_8B: {"EAGLE3": _ANGELSLIM_DRAFT},
     EMBEDDED: {"EAGLE": str(demo.DRAFT)},
     "meta-llama/Llama-2-7b-chat-hf": {"EAGLE": "lmsys/sglang-EAGLE-llama2-chat-7B"},
     "meta-llama/Meta-Llama-3-8B-Instruct": {"EAGLE": "lmsys/sglang-EAGLE-LLaMA3-Instruct-8B"},

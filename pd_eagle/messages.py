@@ -69,7 +69,8 @@ class Load(Struct, frozen=True, omit_defaults=True):
     """How busy an engine is, from SGLang's own shared-memory snapshot.
 
     `snapshot_at` is the scheduler's wall clock in seconds; a stale one is the sign of a hang.
-    `max_running` is how many requests the engine runs at once at most, 0 if unknown. With EAGLE:
+    `max_running` is how many requests the engine runs at once at most, 0 if unknown. `queued`
+    are those of `waiting` that wait for this engine itself, not for the other half. With EAGLE:
     tokens a verification, and accepted tokens of those drafted.
     """
 
@@ -78,6 +79,7 @@ class Load(Struct, frozen=True, omit_defaults=True):
     waiting: int = 0
     used_tokens: int = 0
     max_running: int = 0
+    queued: int = 0
     spec_accept_length: float | None = None
     spec_accept_rate: float | None = None
 

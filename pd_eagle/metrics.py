@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pd_eagle.admission import Admission
     from pd_eagle.errors import PdEagleError
     from pd_eagle.messages import Request
+    from pd_eagle.prefill_window import PrefillWindow, PrefillWindows
     from pd_eagle.router import Pair
     from pd_eagle.worker import Worker
 
@@ -49,6 +50,7 @@ class Watched(Protocol):
     """What is read when somebody asks; `pd_eagle.service.Service` is one."""
 
     admission: Admission
+    windows: PrefillWindows
     retried: int
     resumed: int
 
@@ -56,6 +58,7 @@ class Watched(Protocol):
     def status(self) -> str: ...
     @property
     def workers(self) -> Sequence[Worker]: ...
+    def expected_speedup(self, worker: Worker) -> float | None: ...
 
 
 class Metrics:
@@ -72,6 +75,7 @@ class Metrics:
         self.queue, self.first, self.whole = Times(_LONG_S), Times(_LONG_S), Times(_LONG_S)
         self.gap = Times(_SHORT_S)
         self.phases = {phase: Times(_LONG_S) for phase in ("prefill", "first_delta")}
+        self.phases["kv_handoff"] = Times(_SHORT_S)
         self.registry.register(_Requests(self))
         self.registry.register(_Plan(watched))
 
@@ -233,6 +237,14 @@ class _Requests:
             times.add_to(family)
             yield family
         yield self._handoff()
+        kv_handoff = HistogramMetricFamily(
+            "pd_eagle_kv_handoff_seconds",
+            "From the end of prefill's last step to decode's first addition: sending the KV, and "
+            "decode's queue and first step. The same over every transfer backend.",
+            labels=(),
+        )
+        self._counted.phases["kv_handoff"].add_to(kv_handoff)
+        yield kv_handoff
 
     def _handoff(self) -> Metric:
         family = HistogramMetricFamily(
@@ -241,8 +253,8 @@ class _Requests:
             "(from then until decode's first addition).",
             labels=["phase"],
         )
-        for phase, times in self._counted.phases.items():
-            times.add_to(family, phase)
+        for phase in ("prefill", "first_delta"):
+            self._counted.phases[phase].add_to(family, phase)
         return family
 
 
@@ -306,6 +318,7 @@ class _Plan:
                 counter.add_metric([worker.name], read(worker))
             yield counter
         yield from self._speculation()
+        yield from self._prefill_windows()
 
     def _speculation(self) -> Iterator[Metric]:
         length = GaugeMetricFamily(
@@ -318,14 +331,43 @@ class _Plan:
             "Drafted tokens that are accepted with EAGLE, lately, of those drafted.",
             labels=["worker"],
         )
+        speedup = GaugeMetricFamily(
+            "pd_eagle_spec_expected_speedup_ratio",
+            "Tokens/s with EAGLE's drafts over those without, expected of their acceptance lately "
+            "(costs of an H100; none on a CPU). Below 1 drafts slow this worker down.",
+            labels=["worker"],
+        )
         for worker in self._watched.workers:
             if (load := worker.load) is None:
                 continue
+            if (expected := self._watched.expected_speedup(worker)) is not None:
+                speedup.add_metric([worker.name], expected)
             if load.spec_accept_length is not None:
                 length.add_metric([worker.name], load.spec_accept_length)
             if load.spec_accept_rate is not None:
                 rate.add_metric([worker.name], load.spec_accept_rate)
-        yield from (length, rate)
+        yield from (length, rate, speedup)
+
+    def _prefill_windows(self) -> Iterator[Metric]:
+        gauges: dict[str, tuple[Callable[[PrefillWindow], float], str]] = {
+            "outstanding_tokens": (
+                lambda window: window.outstanding,
+                "Prompt tokens sent to a prefill engine that it has not told the token of.",
+            ),
+            "held_requests": (
+                lambda window: window.held,
+                "Requests that wait in the front for room in a prefill engine.",
+            ),
+        }
+        for name, (read, help_text) in gauges.items():
+            gauge = GaugeMetricFamily(
+                f"pd_eagle_prefill_{name}",
+                f"{help_text} (PREFILL_WINDOW_TOKENS)",
+                labels=["worker"],
+            )
+            for worker, window in self._watched.windows.by_worker.items():
+                gauge.add_metric([worker], read(window))
+            yield gauge
 
     def _sockets(self) -> Iterator[Metric]:
         for what in ("frames", "bytes"):

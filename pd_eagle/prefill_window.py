@@ -122,6 +122,11 @@ class PrefillWindows:
         self.limit_tokens = limit_tokens
         self.by_worker: dict[str, PrefillWindow] = {}
 
+    def held(self, worker: str) -> int:
+        """Return how many prompts wait for the prefill engine of `worker`."""
+        window = self.by_worker.get(worker)
+        return window.held if window is not None else 0
+
     def turn(self, worker: str | None, tokens: int) -> Turn:
         """Return a turn at the prefill engine of `worker`; None is a unified plan's."""
         if worker is None or not self.limit_tokens:

@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from pd_eagle import gate, handoff
+from pd_eagle import bottleneck, gate, handoff, speculation
 from pd_eagle.admission import Admission, Limits
 from pd_eagle.canary import Canary
 from pd_eagle.eagle_rules import EagleRules
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
+    from pd_eagle.bottleneck import Bottleneck
     from pd_eagle.messages import Delta, EngineInfo
     from pd_eagle.metrics import RequestWatch
     from pd_eagle.placement import Plan
@@ -112,6 +113,7 @@ class Service:
         self._router = Router(self.workers)
         self._canary = Canary(self._router, self.probe, self._on_change, policy.canary_interval_s)
         self.windows = PrefillWindows(policy.prefill_window_tokens)
+        self._roles = bottleneck.Watch(plan)
         self.admission = Admission(Limits(1, 1, 0, policy.queue_timeout_s))
         self.metrics = Metrics(self)
         self.begin: Callable[[Request], RequestWatch] = self.metrics.begin
@@ -262,6 +264,30 @@ class Service:
                 logger.warning("%s did not carry its first token: %s", pair.name, error)
             else:
                 return
+
+    def expected_speedup(self, worker: Worker) -> float | None:
+        """Return what EAGLE's drafts are expected to be worth on `worker` now; None if unknown."""
+        if (load := worker.load) is None:
+            return None
+        length = load.spec_accept_length
+        return speculation.speedup(self.plan.tree, self.plan.kind, load.running, length)
+
+    def watch_roles(self) -> Bottleneck | None:
+        """Look at both roles' queues, once a second; return a bottleneck that is new."""
+        queued = {
+            role: [
+                worker.load.queued + self.windows.held(worker.name)
+                for worker in self.workers
+                if worker.role == role and worker.load is not None
+            ]
+            for role in ("prefill", "decode")
+        }
+        news = self._roles.note(queued["prefill"], queued["decode"])
+        return self._roles.found if news else None
+
+    @property
+    def bottleneck(self) -> Bottleneck | None:
+        return self._roles.found
 
     def refuse_if_full(self) -> None:
         """Raise what `stream` would raise for any request, before work is put into reading it."""

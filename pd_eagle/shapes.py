@@ -86,6 +86,11 @@ class ModelShape:
         return round(self.layers * entry * self.dtype_bytes)
 
     @property
+    def layer_weights(self) -> int:
+        """Weights of all layers of a dense model: each token is multiplied with all of them."""
+        return self._dense_weights()
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all weights: of the checkpoint where it is at hand, else counted."""
         if self.checkpoint_bytes is not None:

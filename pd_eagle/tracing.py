@@ -249,6 +249,8 @@ class TracedWatch(RequestWatch):
 
     def phase(self, name: str, seconds: float) -> None:
         super().phase(name, seconds)
+        if name == "kv_handoff":
+            return  # a time across two phases, not one of its own
         self._close()
         self._open("first_delta" if name == "prefill" else "decode")
 

@@ -29,7 +29,7 @@ demo
 forms unknown_names tool_parsers known_models measured config
 devices
 shapes models drafts cpu_families
-fit tuning placement
+fit tuning speculation placement advice
 engine_args
 doctor
 deployment
@@ -40,7 +40,7 @@ own_time signs
 restarts ports supervisor
 quarantine router resume admission prefill_window handoff canary
 programs sampling_names gate bodies text_length eagle_rules
-metrics
+bottleneck metrics
 tracing
 service
 batches generate_api openai_api

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 from asyncio import create_task
@@ -21,7 +22,7 @@ from pd_eagle.errors import (
 )
 from pd_eagle.router import Pair
 from tests.process import processes
-from tests.process.stage import Stage, request, text_of
+from tests.process.stage import ONE_TRY, Stage, request, text_of
 from tests.scripted import Act, Script, answer_to
 
 if TYPE_CHECKING:
@@ -65,6 +66,43 @@ async def test_requests_go_to_every_worker_in_turn(forked: Stage) -> None:
     for n, one in enumerate(sent):
         await forked.journal.line(f"prefill-{n % 2} .* got {one.rid}")
         await forked.journal.line(f"decode-{n % 3} .* got {one.rid}")
+
+
+async def test_a_prefill_window_lets_short_prompts_go_first_and_is_empty_after_all(
+    forked: Stage,
+) -> None:
+    policy = dataclasses.replace(ONE_TRY, prefill_window_tokens=20)
+    scripts = {"prefill-0": Script(acts={"h": Act("hang"), "f": Act("fail")})}
+    service = await forked.service(*ONE_PAIR, scripts=scripts, policy=policy)
+    hanging = request("h" + "x" * 19)
+    first = create_task(text_of(service.stream(hanging)))
+    await forked.journal.line(f"prefill-0 .* hang {hanging.rid}")
+    waiting = {name: request(name) for name in ("l" * 19, "m" * 9, "s")}
+    texts = {n: create_task(text_of(service.stream(one))) for n, one in waiting.items()}
+    failing = create_task(text_of(service.stream(request("f"))))
+    leaving = create_task(text_of(service.stream(request("g"))))
+    window = service.windows.by_worker["prefill-0"]
+    for _ in range(20):
+        await asyncio.sleep(0)  # each comes as far as it can
+    assert window.held == len(texts) + 2
+    assert [worker.inflight for worker in service.workers] == [1, 1]  # of the one that hangs
+    leaving.cancel()
+    first.cancel()
+    for name, text in texts.items():
+        assert await text == answer_to(name)
+    with pytest.raises(EngineError, match="the script says so"):
+        await failing
+    for one in waiting.values():
+        await forked.journal.line(f"prefill-0 .* got {one.rid}")
+    got = [
+        name
+        for line in forked.journal.lines
+        for name, one in waiting.items()
+        if "prefill-0" in line and f"got {one.rid}" in line
+    ]
+    assert got[-1] == "l" * 19  # it came first
+    assert (window.outstanding, window.held, service.inflight) == (0, 0, 0)
+    await forked.idle(*service.workers)
 
 
 async def test_closing_a_stream_ends_both_halves(forked: Stage) -> None:

@@ -37,7 +37,9 @@ def test_a_plan_is_a_table_with_its_reason(capsys: pytest.CaptureFixture[str]) -
     assert run(capsys, "plan", "--gpus", "4xH100").splitlines() == [
         "devices   4 × NVIDIA H100 (--gpus 4xH100)",
         "model     Qwen/Qwen2.5-7B-Instruct, 14.2 GiB of weights",
-        "transfer  nixl: it needs neither RDMA hardware nor a library from the system",
+        "transfer  nixl: measured on two H100, a whole request takes as long over it as over"
+        " mooncake (30,000 tokens: 975 and 977 ms), and it needs neither RDMA hardware nor a"
+        " library from the system",
         "",
         "worker      role      TP  devices",
         "prefill-0   prefill    1  GPU 0",
@@ -65,6 +67,41 @@ def test_a_plan_shows_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.endswith(
         "\nwarning: no effect while SPECULATIVE_ALGORITHM is unset: SPECULATIVE_NUM_STEPS\n"
     )
+
+
+def test_a_plan_advises_where_the_traffic_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    traffic = ("--prompt", "6000", "--answer", "64", "--gap-mean", "0.02")
+    lines = run(capsys, "plan", "--gpus", "4xH100", *traffic).splitlines()
+    assert "traffic   6000 prompt and 64 answer tokens, mean gap at most 20 ms" in lines
+    assert any("PREFILL_REPLICAS=3 DECODE_REPLICAS=1" in line for line in lines)
+    told = json.loads(run(capsys, "plan", "--gpus", "4xH100", *traffic, "--json"))
+    assert told["advice"]["best"]["split"]["prefill_replicas"] == 3
+    assert "--prompt 6000 --answer None: wanted both" in refused(capsys, "plan", "--prompt", "6000")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--prompt", "0"), ("--answer", "x"), ("--gap-mean", "0"), ("--gap-mean", "soon")],
+)
+def test_a_bad_traffic_is_refused(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["plan", option, value], {})
+    assert caught.value.code == 2
+    assert f"{value!r}: wanted a " in capsys.readouterr().err
+
+
+def test_the_documented_example_of_speculation_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    for gpus in ("1xH100", "2xH100", "4xH100", "8xH100"):
+        out = run(
+            capsys,
+            *("plan", "--gpus", gpus, "--model", "Qwen/Qwen3-8B"),
+            SPECULATIVE_ALGORITHM="EAGLE3",
+        )
+        assert "draft     AngelSlim/Qwen3-8B_eagle3" in out
+        assert "EAGLE steps 3, topk 1, tokens 4: a chain against no drafts on an H100: +88%" in out
+        assert "default: max_running_requests=256: " in out
 
 
 def test_a_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:

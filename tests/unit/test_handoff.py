@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,6 +42,7 @@ class Run:
         self.request = request
         self.deltas: list[Delta] = []
         self.phases: list[str] = []
+        self.seconds: list[float] = []
         self.timeout_s = 60.0
 
     async def __aenter__(self) -> Self:
@@ -64,6 +66,7 @@ class Run:
     def _hear(self, phase: str, seconds: float) -> None:
         assert seconds >= 0
         self.phases.append(phase)
+        self.seconds.append(seconds)
 
     async def settle(self) -> None:
         for _ in range(5):
@@ -367,6 +370,18 @@ async def test_prefill_is_over_when_decode_speaks_though_its_report_comes_late()
         run.decode.says("b", finished=True)
         await run.task
         assert run.phases == ["prefill", "first_delta"]
+
+
+async def test_the_kv_handoff_counts_from_prefills_last_step_to_decodes_first_delta() -> None:
+    async with Run() as run:
+        run.prefill.says("a", finished=True, prefill_finished_time=time.time() - 5.0)
+        await run.settle()
+        assert run.phases == ["prefill"]
+        run.decode.says("a")
+        run.decode.says("b", finished=True)
+        await run.task
+        assert run.phases == ["prefill", "first_delta", "kv_handoff"]
+        assert 5.0 <= run.seconds[-1] < 35.0  # not the milliseconds since the front heard of it
 
 
 async def test_one_engine_has_no_prefill_phase() -> None:

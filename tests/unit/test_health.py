@@ -68,6 +68,7 @@ def test_a_worker_says_what_it_is() -> None:
         kv_tokens=4096,
         served=7,
         spec_accept_length=1.8,
+        spec_expected_speedup=None,
         last_error="its process ended",
     )
 
@@ -79,7 +80,7 @@ def test_the_names_are_the_documented_ones() -> None:
     assert list(shown) == [
         *("status", "pd_mode", "pd_bootstrap_port", "pd_bootstrap_ports", "model", "model_note"),
         *("draft_model", "transfer_backend", "transfer_reason", "tool_call_parser", "region"),
-        *("version", "plan", "workers", "inflight", "queued"),
+        *("version", "plan", "workers", "inflight", "queued", "bottleneck"),
     ]
     assert (shown["pd_mode"], shown["pd_bootstrap_port"], shown["pd_bootstrap_ports"]) == (
         True,

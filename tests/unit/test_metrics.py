@@ -23,6 +23,7 @@ from pd_eagle.admission import Admission, Limits
 from pd_eagle.channel import Traffic
 from pd_eagle.messages import Load, Request
 from pd_eagle.metrics import Metrics, Times
+from pd_eagle.prefill_window import PrefillWindow, PrefillWindows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,8 +64,18 @@ def worker(name: str, temp_dir: Path | None = None, load: Load | None = None) ->
 
 def watched(*workers: SimpleNamespace) -> SimpleNamespace:
     admission = Admission(Limits(4, 100, 8, 5.0))
+    windows = PrefillWindows(100)
+    windows.by_worker["prefill-0"] = PrefillWindow(100, lambda: 0.0, outstanding=70)
     return SimpleNamespace(
-        admission=admission, retried=1, resumed=2, status="ready", workers=list(workers)
+        admission=admission,
+        retried=1,
+        resumed=2,
+        status="ready",
+        workers=list(workers),
+        windows=windows,
+        expected_speedup=lambda worker: (
+            0.5 if worker.load and worker.load.spec_accept_length else None
+        ),
     )
 
 
@@ -174,6 +185,10 @@ def test_the_plan_and_the_queue_are_read_when_asked() -> None:
     assert found["pd_eagle_spec_accept_length", ("decode-0",)] == 2.5
     assert found["pd_eagle_spec_accept_ratio", ("decode-0",)] == 0.75
     assert ("pd_eagle_spec_accept_length", ("prefill-0",)) not in found
+    assert found["pd_eagle_spec_expected_speedup_ratio", ("decode-0",)] == 0.5
+    assert ("pd_eagle_spec_expected_speedup_ratio", ("prefill-0",)) not in found
+    assert found["pd_eagle_prefill_outstanding_tokens", ("prefill-0",)] == 70
+    assert found["pd_eagle_prefill_held_requests", ("prefill-0",)] == 0
     assert found["pd_eagle_worker_socket_bytes_total", ("received", "prefill-0")] == 4
 
 
@@ -188,6 +203,15 @@ def test_engines_are_told_apart_and_a_dead_one_is_not_counted(tmp_path: Path) ->
     assert found["sglang:running", ("decode-0",)] == 1
     assert found["sglang:seconds_bucket", ("2.0", "decode-0")] == 2
     assert 9999 not in found.values()
+
+
+def test_sglangs_transfer_latency_says_what_it_does_not_mean(tmp_path: Path) -> None:
+    other = ENGINE.replace("sglang:seconds", "sglang:kv_transfer_latency_ms")
+    subprocess.run([sys.executable, "-c", other, str(tmp_path), "1"], check=True)
+    text = metrics_of(worker("prefill-0", tmp_path)).exposition("")[0].decode()
+    told = next(line for line in text.splitlines() if "HELP sglang:kv_transfer" in line)
+    assert "Over NIXL this counts from the first chunk sent" in told
+    assert "pd_eagle_kv_handoff_seconds" in told
 
 
 @pytest.mark.parametrize(
