@@ -203,7 +203,7 @@ class Settings:
         forms.whole(0),
         "PD: prompt tokens outstanding in a prefill engine; more wait in the front, where short"
         " prompts go first and waiting counts. 0: no limit. About one or two chunks"
-        " (chunked_prefill_size: 8192 on 80 GB cards) is what it is for.",
+        " (chunked_prefill_size: 8192 on an H100) is what it is for.",
         shown="no limit",
     )
     queue_timeout_s: float = _setting(
