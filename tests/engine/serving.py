@@ -14,7 +14,7 @@ from typing import Any, Self
 from urllib.error import HTTPError, URLError
 
 ROOT = Path(__file__).parents[2]
-START_TIMEOUT_S = 300.0
+START_TIMEOUT_S = 800.0
 
 
 class ServerProcess:
@@ -73,15 +73,15 @@ class ServerProcess:
                 self.url = line.split("listening on ")[1].split(",")[0]
         return self.url
 
-    def get(self, path: str, timeout_s: float = 20.0) -> tuple[int, Any]:
+    def get(self, path: str, timeout_s: float = 60.0) -> tuple[int, Any]:
         return self.request("GET", path, None, timeout_s)
 
-    def post(self, path: str, body: object, timeout_s: float = 120.0) -> tuple[int, Any]:
+    def post(self, path: str, body: object, timeout_s: float = 400.0) -> tuple[int, Any]:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.request("POST", path, raw, timeout_s)
 
     def request(
-        self, method: str, path: str, body: bytes | None, timeout_s: float = 20.0
+        self, method: str, path: str, body: bytes | None, timeout_s: float = 60.0
     ) -> tuple[int, Any]:
         """Return status and decoded JSON; status 0 when nobody answers."""
         request = urllib.request.Request(f"{self.url}{path}", body, method=method)
@@ -96,7 +96,7 @@ class ServerProcess:
 
     def series(self, name: str) -> float:
         """Return one of `/metrics` that has no labels."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=20) as response:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as response:
             lines = response.read().decode().splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 

@@ -65,7 +65,7 @@ def real() -> tuple[set[str], dict[str, Any]]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=200,
+        timeout=800,
     )
     fields, cases = json.loads(run.stdout.splitlines()[-1])
     return set(fields), cases

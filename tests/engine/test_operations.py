@@ -51,7 +51,7 @@ def server(
 
 def scrape(server: ServerProcess) -> dict[tuple[str, str | None], float]:
     """Return all series by name and worker, other labels summed up; none may be there twice."""
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=20) as response:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as response:
         text = response.read().decode()
     seen: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
     found: dict[tuple[str, str | None], float] = {}
@@ -67,7 +67,7 @@ def scrape(server: ServerProcess) -> dict[tuple[str, str | None], float]:
 
 def exposed(server: ServerProcess, accept: str) -> str:
     asked = urllib.request.Request(f"{server.url}/metrics", headers={"accept": accept})
-    with urllib.request.urlopen(asked, timeout=20) as response:
+    with urllib.request.urlopen(asked, timeout=60) as response:
         text: str = response.read().decode()
     assert text.rstrip().endswith("# EOF") is ("openmetrics" in accept)
     return text
@@ -170,7 +170,7 @@ def test_a_worker_that_dies_at_every_start_is_given_up(server: ServerProcess) ->
             os.kill(worker["pid"], signal.SIGKILL)
         return None
 
-    given_up = server.wait_until(kill_until_given_up, "given up", 60)
+    given_up = server.wait_until(kill_until_given_up, "given up", 300)
     assert given_up["last_error"].startswith("given up after 2 restarts within 300 s")
     assert len(killed) == 3
     status, health = server.get("/health")

@@ -162,7 +162,7 @@ def test_sglang_bench_serving(server: ServerProcess, tmp_path: Path) -> None:
         *("--dataset-name", "random-ids", "--random-input-len", "32", "--random-output-len", "8"),
         *("--num-prompts", "8", "--output-file", str(result)),
     ]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=800)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-3000:]
     measured = json.loads(result.read_text().splitlines()[-1])
     assert measured["completed"] == 8

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SCALE = 0.3
 HEADS = [(1, 1), (4, 4), (4, 2), (6, 1)]
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 seeds = st.integers(0, 2**32 - 1)
 lengths = st.lists(st.integers(1, 20), min_size=1, max_size=4)

@@ -18,7 +18,7 @@ from pd_eagle.cpu.cache_locs import (
     front_cache_locs,
 )
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 REQUESTS, POSITIONS = 5, 40
 spans = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 8)), min_size=1, max_size=REQUESTS)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pd_eagle.cpu.sampling import draw, top_k_renorm, top_p_renorm, verify_sampling
 from tests.chi_squared import surprise
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 seeds = st.integers(0, 2**32 - 1)
 VOCABULARY = 6

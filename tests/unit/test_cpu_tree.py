@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pd_eagle.cpu.tree import NONE, build_tree, verify_greedy
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 seeds = st.integers(0, 2**32 - 1)
 GARBAGE = -7

@@ -436,7 +436,7 @@ def documented_engines(at: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_sglang_takes_the_documented_engines(tmp_path: Path) -> None:
     """What SGLang itself makes of the arguments, as far as it can be asked without a GPU.
 
@@ -457,7 +457,7 @@ def test_sglang_takes_the_documented_engines(tmp_path: Path) -> None:
         assert {name: resolved[name] for name in arguments} == arguments
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_sglang_takes_the_engines_of_the_cpu(tmp_path: Path) -> None:
     model = folder(tmp_path / "model", EMBEDDED.name, "llama")
     traced, _ = engine_args.tracing("http://collector:4318/v1/traces", installed=True)

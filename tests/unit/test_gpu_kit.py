@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RESULTS = ROOT / "benchmarks/results/gpu_dry_run"
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_stages_leave_json_and_none_stops_the_next(tmp_path: Path) -> None:
     late = run.run_stage("start", tmp_path, 0.2, ["--dry-run"])
     refused = run.run_stage("kill", tmp_path, 30, ["--no-such-option"])
