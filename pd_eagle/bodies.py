@@ -9,8 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle.bounds import Bound, Each, Flag, Json, Number, Text, Unused, Whole, as_number, measure
-from pd_eagle.bounds import shown as shown
+from pd_eagle.bounds import (
+    INT32_MAX,
+    Bound,
+    Each,
+    Flag,
+    Json,
+    Number,
+    Text,
+    TokenIds,
+    Unused,
+    Whole,
+    as_number,
+    measure,
+    shown,
+)
 from pd_eagle.errors import InvalidRequest
 from pd_eagle.gate import MAX_LABEL_BYTES, MAX_SAMPLES, OPTIONS, SAMPLING
 from pd_eagle.programs import programs_within, schema_wanted
@@ -20,7 +33,15 @@ if TYPE_CHECKING:
 
     from pd_eagle.messages import EngineInfo
 
-MAX_MESSAGES = 2**14
+MAX_MESSAGES = 2**12
+#: Of all messages: pydantic tries each as six classes.
+MAX_PARTS = 2**10
+#: What a model that reads text can be given (SGLang 0.5.23, `ChatCompletionMessageContentPart`).
+_PARTS = ("text", "thinking", "reasoning", "tool_reference")
+#: Of all answers to one request: beyond, building them would take seconds.
+MAX_LOGPROBS = 2**18
+_USUAL_TOP_LOGPROBS = 20  # as OpenAI has it
+_USUAL_TOKENS = 1024
 #: A definition is validated with jsonschema, for tenths of a millisecond a value, and rendered.
 MAX_TOOLS = 512
 MAX_TOOL_VALUES = 2**14
@@ -44,11 +65,49 @@ class _Messages:
         if isinstance(value, list) and len(value) > MAX_MESSAGES:
             return f"at most {MAX_MESSAGES} messages"
         tools: list[Any] = []
+        parts = 0
         for message in value if isinstance(value, list) else ():
-            if isinstance(message, dict) and isinstance(message.get("tools"), list):
+            if not isinstance(message, dict):
+                continue
+            for name in ("content", "tool_calls"):
+                parts += len(message[name]) if isinstance(message.get(name), list) else 0
+            if wanted := _parts_wanted(message.get("content")):
+                return wanted
+            if isinstance(message.get("tools"), list):
                 tools += message["tools"]
+        if parts > MAX_PARTS:
+            return f"messages with at most {MAX_PARTS} parts and tool calls together"
         found = _Tools().wanted(tools, limits) if tools else None
         return found and f"messages whose tools are {found}"
+
+
+def _parts_wanted(content: Any) -> str | None:
+    for part in content[: MAX_PARTS + 1] if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in _PARTS or (kind == "text" and not isinstance(part.get("text"), str)):
+            return f"text, or parts such as {{'type': 'text', 'text': …}} (found {shown(part)})"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A text, token ids, or a list of either; all items of a list of one kind."""
+
+    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+        if isinstance(value, str) or not value:
+            return None
+        form = "text, a list of token ids, or a list of either"
+        if not isinstance(value, list):
+            return form
+        ids = TokenIds(INT32_MAX)
+        if isinstance(value[0], int):
+            return ids.wanted(value, limits)
+        for item in value:
+            if type(item) is not type(value[0]) or not isinstance(item, str | list):
+                return f"{form} (found {shown(item)})"
+            if isinstance(item, list) and (found := ids.wanted(item, limits)):
+                return f"lists of token ids, each {found}"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +149,8 @@ class _TemplateArguments:
 BODY: dict[str, Bound] = {
     "model": Text(MAX_LABEL_BYTES),
     "messages": _Messages(),
-    "prompt": Unused("counted with n, tokenized in a thread and checked by its tokens"),
-    "input_ids": Unused("checked by its tokens"),
+    "prompt": _Prompt(),
+    "input_ids": TokenIds(INT32_MAX),
     "tools": _Tools(),
     "tool_choice": _SMALL,
     "response_format": _ResponseFormat(),
@@ -133,8 +192,7 @@ BODY: dict[str, Bound] = {
             *("return_flat_raw_top_logprobs_b64", "images_config", "video_config"),
             *("mm_processor_kwargs", "use_audio_in_video", "max_dynamic_patch"),
             *("min_dynamic_patch", "custom_labels", "data_parallel_rank", "routed_dp_rank"),
-            *("disagg_prefill_dp_rank", "bootstrap_host", "bootstrap_port", "bootstrap_room"),
-            "return_prompt_token_ids",
+            *("disagg_prefill_dp_rank", "return_prompt_token_ids"),
         )
     },
     **dict.fromkeys(
@@ -145,6 +203,11 @@ BODY: dict[str, Bound] = {
             *("separate_reasoning", "stream_reasoning", "continue_final_message"),
         ),
         Flag(),
+    ),
+    # a router's, one for each prompt; not used
+    **dict.fromkeys(
+        ("bootstrap_host", "bootstrap_port", "bootstrap_room"),
+        Json(max_values=MAX_SAMPLES + 1, max_depth=1, max_bytes=2**16),
     ),
     **dict.fromkeys(("user", "suffix"), Unused("SGLang makes nothing of it")),
 }
@@ -159,7 +222,8 @@ def check(fields: Mapping[str, Any], limits: EngineInfo, places: int) -> None:
     for name, bound in BODY.items():
         if (value := fields.get(name)) is not None:
             _check(name, value, bound, limits)
-    _check_samples(fields, places)
+    total = _check_samples(fields, places)
+    _check_logprobs(fields, total)
 
 
 def _check(name: str, value: Any, bound: Bound, limits: EngineInfo) -> None:
@@ -173,7 +237,8 @@ def _check(name: str, value: Any, bound: Bound, limits: EngineInfo) -> None:
         raise InvalidRequest(f"{name}={shown(value)}: wanted {wanted}")
 
 
-def _check_samples(fields: Mapping[str, Any], places: int) -> None:
+def _check_samples(fields: Mapping[str, Any], places: int) -> int:
+    """Return how many answers are asked for."""
     prompt, samples = fields.get("prompt"), as_number(fields.get("n"))
     many = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
     prompts = len(prompt) if many and isinstance(prompt, list) else 1
@@ -182,4 +247,19 @@ def _check_samples(fields: Mapping[str, Any], places: int) -> None:
         raise InvalidRequest(
             f"{prompts} prompts with n={samples or 1}: wanted at most {places} answers in one "
             "request, as many as may run and wait here (MAX_INFLIGHT, MAX_QUEUE)"
+        )
+    return total
+
+
+def _check_logprobs(fields: Mapping[str, Any], answers: int) -> None:
+    name = "top_logprobs" if fields.get("top_logprobs") else "logprobs"
+    top = as_number(fields.get(name))
+    most = as_number(fields.get("max_completion_tokens") or fields.get("max_tokens"))
+    if not isinstance(top, int) or (answers == 1 and top <= _USUAL_TOP_LOGPROBS):
+        return
+    tokens = most if isinstance(most, int) else _USUAL_TOKENS
+    if answers * tokens * (top + 1) > MAX_LOGPROBS:
+        raise InvalidRequest(
+            f"{name}={top} for {answers} answers of {tokens} tokens: wanted at most {MAX_LOGPROBS} "
+            "log probabilities in one request"
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +26,7 @@ from sglang.srt.parser.template_manager import TemplateManager
 from sglang.srt.runtime_context import get_serving, publish
 from sglang.srt.server_args import ServerArgs
 
-from pd_eagle import bodies, tool_parsers
+from pd_eagle import answers, bodies, tool_parsers
 from pd_eagle.bounds import shown
 from pd_eagle.engine import load_tokenizer
 from pd_eagle.errors import InvalidRequest, ModelNotFound, PdEagleError, SettingsError
@@ -53,10 +52,10 @@ _INLINE_BODY_BYTES = 2**13
 #: Larger ones are read and rendered one after the other.
 _LARGE_BODY_BYTES = 2**18
 #: orjson and pydantic keep Python's lock: a tenth of a microsecond or so a value.
-_MOST_VALUES = 2**18
-#: Answers up to here are built on the loop, in a few milliseconds.
-_INLINE_ANSWER_VALUES = 1024
+_MOST_VALUES = 2**18  # of which an object is 8, a text 2
 _PROBLEMS_SHOWN = 8
+#: Pydantic makes all of them at once.
+_PROBLEMS_READ = 2**11
 _LONGEST_MESSAGE = 4000
 
 
@@ -174,13 +173,15 @@ class OpenAIApi:
         serving = self._serving[endpoint]
         adapted, processed = await self._convert(serving, request, http)
         # SGLang's own way (0.5.23, `_handle_non_streaming_request`) builds on the loop.
-        async with aclosing(self._facade.generate_request(adapted, http)) as answers:
-            results = await anext(answers)
+        async with aclosing(self._facade.generate_request(adapted, http)) as found:
+            results = await anext(found)
         results = results if isinstance(results, list) else [results]
-        if _size(results) <= _INLINE_ANSWER_VALUES:
-            return _build(serving, processed, results)
+        if not answers.is_large(results):
+            return answers.build(serving, endpoint, processed, results)
         http.state.large = True
-        body: bytes = await self._in_thread(http, _build, serving, processed, results)
+        body: bytes = await self._in_thread(
+            http, answers.build, serving, endpoint, processed, results
+        )
         return body
 
     async def _convert(self, serving: Any, request: Any, http: HttpRequest) -> tuple[Any, Any]:
@@ -210,7 +211,7 @@ class _TokenizerManager(GenerateApi):
         self._tool_parser = tool_parsers.ToolParser(None, "not chosen yet")
         self.request_logger = _NoRequestLog()
         tokenizer = load_tokenizer(engine_args)
-        _count_before_encoding(tokenizer, self.model_config.context_len)
+        _count_rendered(tokenizer, self.model_config.context_len)
         super().__init__(service, tokenizer, incremental=True)
 
     def config_value(self, name: str) -> Any:
@@ -240,16 +241,20 @@ class _TokenizerManager(GenerateApi):
         """Aborts never reach this side as results: they are raised as errors."""
 
 
-def _count_before_encoding(tokenizer: Any, context_length: int) -> None:
-    """Make `encode`, by which SGLang's templates (0.5.23) are tokenized, refuse what cannot fit."""
-    encode = tokenizer.encode
+def _count_rendered(tokenizer: Any, context_length: int) -> None:
+    """Make a chat template refuse to render what cannot fit, before SGLang (0.5.23) tokenizes it.
 
-    def encode_what_may_fit(text: Any, *args: Any, **options: Any) -> Any:
-        if isinstance(text, str):
-            refuse_too_long(tokenizer, text, context_length)
-        return encode(text, *args, **options)
+    Not `encode`: SGLang tokenizes in parallel only where that is the tokenizer's own.
+    """
+    render = tokenizer.apply_chat_template
 
-    tokenizer.encode = encode_what_may_fit
+    def render_what_may_fit(*args: Any, **options: Any) -> Any:
+        rendered = render(*args, **options)
+        if isinstance(rendered, str):
+            refuse_too_long(tokenizer, rendered, context_length)
+        return rendered
+
+    tokenizer.apply_chat_template = render_what_may_fit
 
 
 class _NoRequestLog:
@@ -297,25 +302,6 @@ def _validate_and_convert(serving: Any, request: Any, http: HttpRequest) -> Any:
     return serving._convert_to_internal_request(request, http)
 
 
-def _size(results: list[dict[str, Any]]) -> int:
-    """Return about how many values an answer has, its log probabilities above all."""
-    size = 0
-    for result in results:
-        size += 16
-        for name in ("output_top_logprobs", "input_top_logprobs"):
-            size += sum(len(top or ()) for top in result["meta_info"].get(name) or ())
-        size += len(result["meta_info"].get("output_token_logprobs") or ())
-    return size
-
-
-def _build(serving: Any, request: Any, results: list[dict[str, Any]]) -> bytes:
-    chat = isinstance(request, ChatCompletionRequest)
-    build = serving._build_chat_response if chat else serving._build_completion_response
-    response = build(request, results, int(time.time()))
-    body: str = response.model_dump_json()
-    return body.encode()
-
-
 def _timeout_s(value: object, longest_s: float) -> float | None:
     if value is None:
         return None
@@ -329,6 +315,8 @@ def _timeout_s(value: object, longest_s: float) -> float | None:
 
 def _describe(error: ValidationError) -> str:
     """Return the first problems in words: of a long list each item may have several."""
+    if error.error_count() > _PROBLEMS_READ:
+        return f"the body has {error.error_count()} problems: wanted fields as OpenAI has them"
     problems = []
     for problem in error.errors(include_url=False, include_context=False)[:_PROBLEMS_SHOWN]:
         place = ".".join(str(part) for part in problem["loc"])[:200] or "body"

@@ -59,6 +59,8 @@ class Schema:
 
 @functools.lru_cache(maxsize=16)
 def _schema_text_wanted(text: str) -> str | None:
+    if not text:  # to SGLang as good as unset
+        return None
     if not fits_bytes(text, MAX_SCHEMA_BYTES):
         return f"a JSON schema of at most {MAX_SCHEMA_BYTES} bytes"
     try:
@@ -164,6 +166,8 @@ class StructuralTag:
 
 @functools.lru_cache(maxsize=16)
 def _structural_tag_wanted(text: str) -> str | None:
+    if not text:
+        return None
     if not fits_bytes(text, 2 * MAX_SCHEMA_BYTES):
         return f"structural tags of at most {2 * MAX_SCHEMA_BYTES} bytes"
     try:
@@ -237,7 +241,7 @@ def _shape_wanted(tokens: list[str]) -> str | None:
     repeats = alternatives = run = 0
     groups: list[bool] = []  # of each open group, whether it holds what is not optional
     mandatory = False
-    for token, after in zip(tokens, [*tokens[1:], ""], strict=True):
+    for token, after in zip(tokens, [*tokens, ""][1:], strict=True):
         repeated = _is_repeat(after)
         if token == "(":
             groups.append(mandatory)

@@ -43,7 +43,7 @@ programs sampling_names gate bodies text_length eagle_rules
 bottleneck metrics
 tracing
 service
-batches generate_api openai_api
+batches answers generate_api openai_api
 health turns app
 gpu_holds front
 relay front_thread pd_engine
@@ -69,7 +69,7 @@ DOORS: dict[str, set[str]] = {
     "fastapi": {"openai_api"},
     "pydantic": {"openai_api"},
     "uvicorn": {"serve"},
-    "orjson": {"app", "openai_api"},
+    "orjson": {"app", "answers", "openai_api"},
     # The form of the values that cross a layer or a process.
     "msgspec": {
         "messages",
