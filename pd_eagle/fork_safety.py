@@ -16,6 +16,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import asyncio
     import tempfile
 
 # Held from before a descriptor is made until it is in a table below, and during every fork: else a
@@ -24,6 +25,7 @@ _lock = threading.RLock()
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 #: Descriptor → inode: the number alone may be another file's by now.
 _pipes: dict[int, int] = {}
+_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 _folders: weakref.WeakSet[tempfile.TemporaryDirectory[str]] = weakref.WeakSet()
 
 
@@ -59,6 +61,15 @@ def private_folder(folder: tempfile.TemporaryDirectory[str]) -> tempfile.Tempora
     return folder
 
 
+def private_loop(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    """Return `loop`, whose own descriptors forked children do not have.
+
+    But for uvloop's, which it does not tell: they wake the loop and keep nothing alive.
+    """
+    _loops.add(loop)
+    return loop
+
+
 def _inode(fd: int) -> int | None:
     try:
         return os.fstat(fd).st_ino
@@ -74,9 +85,15 @@ def _close_in_child() -> None:
     for fd, inode in _pipes.items():
         if _inode(fd) == inode:
             os.close(fd)
+    for loop in list(_loops):
+        # It cannot be closed in public: it believes that it runs. CPython 3.11 and 3.12.
+        for name in ("_selector", "_ssock", "_csock"):
+            if (held := getattr(loop, name, None)) is not None:
+                held.close()
     for folder in list(_folders):
         # No public way: `delete=False` came with Python 3.12, and it is for this process too.
         folder._finalizer.detach()  # type: ignore[attr-defined]
+    _loops.clear()
     _sockets.clear()
     _pipes.clear()
     _folders.clear()

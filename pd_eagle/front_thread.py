@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import logging
 import os
 import threading
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pd_eagle import zygote
 from pd_eagle.errors import NotServing
+from pd_eagle.fork_safety import private_loop
 from pd_eagle.front import Front, check_forked_engines
 
 if TYPE_CHECKING:
@@ -149,7 +151,7 @@ class FrontThread:
     # --- the loop's thread
 
     def _start_loop(self) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop = private_loop(asyncio.new_event_loop())
         # A daemon: it must not keep a script from ending.
         self._thread = threading.Thread(target=self._loop.run_forever, name="pd_eagle", daemon=True)
         self._thread.start()
@@ -170,7 +172,8 @@ def await_endings() -> None:
     """Wait until the fronts that are ending have ended: their memory may be wanted."""
     for living in list(_living):
         if living.ended or living._abandoned:
-            living.stop()
+            with contextlib.suppress(TimeoutError):  # then the start says what is still taken
+                living.stop()
 
 
 def _end_all() -> None:

@@ -301,20 +301,22 @@ def test_a_forked_child_is_told_at_once(engine: PDEngine) -> None:
     assert engine.generate("a", SHORT)["text"] == answer_to("a", 4)
 
 
-def test_a_forked_child_holds_nothing(engine: PDEngine) -> None:
+def test_a_forked_child_holds_nothing(start: Start) -> None:
     def links() -> list[str]:
-        found = processes.open_files().values()
-        return sorted(name for name in found if name.startswith(("socket:", "pipe:")))
+        return sorted(processes.open_files().values())
 
-    ours = set(links())
-    kept = set(in_a_fork(links))
-    sockets = engine._front.service.workers[0]._process
-    assert sockets is not None
-    lifeline = os.readlink(f"/proc/self/fd/{sockets.lifeline.fileno()}")
-    assert lifeline in ours
-    assert lifeline not in kept
-    # a socket pair and a pipe a worker, three of the zygote's, a port's
-    assert len(ours - kept) >= 3 * len(engine.plan.workers) + 3 + 1
+    before = set(links())
+    with start() as engine:
+        ours = set(links()) - before
+        process = engine._front.service.workers[0]._process
+        assert process is not None
+        assert os.readlink(f"/proc/self/fd/{process.lifeline.fileno()}") in ours
+        # a socket pair and a pipe a worker, three of the zygote's, a port's
+        assert len(ours) >= 3 * len(engine.plan.workers) + 3 + 1
+        kept = set(in_a_fork(links)) - before
+    assert not kept & ours
+    # What is left is pipes of its own: the one it answers on, and one of libuv.
+    assert all(name.startswith("pipe:") for name in kept)
 
 
 def test_a_child_that_ends_removes_no_folder(engine: PDEngine) -> None:
