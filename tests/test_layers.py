@@ -47,6 +47,7 @@ batches answers generate_api openai_api
 health turns app
 gpu_holds front
 relay front_thread pd_engine
+tune tune_run
 serve
 cli __main__
 """
