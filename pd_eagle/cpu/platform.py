@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import random
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch._dynamo
@@ -16,6 +12,7 @@ from sglang.srt.platforms.interface import SRTPlatform
 
 from pd_eagle.cpu import CPU_ATTENTION_BACKEND, overrides, threads
 from pd_eagle.cpu.packed_linear import pack
+from pd_eagle.cpu.priority import go_last
 from pd_eagle.errors import StartFailed
 
 if TYPE_CHECKING:
@@ -27,11 +24,6 @@ logger = logging.getLogger(__name__)
 
 # What the attention and the tree operations here can do. EAGLE3 is EAGLE with another draft.
 SPECULATIVE_ALGORITHMS = ("EAGLE", "EAGLE3")
-# On a CPU an engine's arithmetic takes what there is; whoever serves HTTP beside it goes first.
-ENGINE_NICENESS = 10
-# Linux may share the CPU out by session, then a thread's own niceness counts only within its own.
-_SESSION_NICENESS = Path("/proc/self/autogroup")
-_SESSION_NICENESS_TRIES = 30
 
 
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang is untyped
@@ -110,37 +102,6 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
         logger.debug("%d linear layers packed", pack(model, UnquantizedLinearMethod))
         torch.set_num_threads(threads())
         go_last()
-
-
-def go_last() -> None:
-    """Let every other process go before this one's arithmetic."""
-    os.nice(ENGINE_NICENESS)  # in Linux: of this thread, the one that calculates
-    # Only of a session of our own, which every worker is; a peer's may hold its HTTP server too.
-    if os.getsid(0) == os.getppid():
-        _set_session_niceness()
-
-
-def _set_session_niceness() -> None:
-    """Give this session's processes the engines' niceness; where that is impossible, go on.
-
-    Linux answers EAGAIN to who writes within 100 ms of another such write of the whole machine and
-    lacks CAP_SYS_ADMIN (kernel/sched/autogroup.c, proc_sched_autogroup_set_nice): engines that
-    start together do.
-    """
-    for _ in range(_SESSION_NICENESS_TRIES):
-        try:
-            _SESSION_NICENESS.write_text(str(ENGINE_NICENESS))
-        except BlockingIOError:
-            time.sleep(random.uniform(0.1, 0.2))
-        except OSError as error:  # no autogroups here, or a container forbids it
-            logger.debug("the session keeps its priority: %s", error)
-            return
-        else:
-            return
-    logger.warning(
-        "the session keeps its priority: other processes changed theirs all the time; only under"
-        " load the front may answer later"
-    )
 
 
 def register_attention() -> None:
