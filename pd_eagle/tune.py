@@ -182,7 +182,12 @@ class Report:
             )
         yield ""
         if self.winner is None:
-            yield "no plan kept the level at any rate tried: wanted a looser level"
+            tried = any(outcome.trials for outcome in self.outcomes)
+            yield (
+                "no plan kept the level at any rate tried: wanted a looser level"
+                if tried
+                else "no plan was tried at any rate: the column on the right says why"
+            )
         else:
             yield f"winner: {self.winner.candidate.name}"
             for name, value in self.winner.candidate.settings.items():

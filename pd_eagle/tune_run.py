@@ -168,10 +168,8 @@ def _try_out(
     vocab_size: int,
     tell: Callable[[str], None],
 ) -> Outcome:
-    given = {**environ, **candidate.settings}
-    known = {row.variable for row in config.TABLE}
     began = time.monotonic()
-    with PDEngine(**{name.lower(): given[name] for name in given if name in known}) as engine:
+    with PDEngine(**_keywords({**environ, **candidate.settings})) as engine:
         start_s = time.monotonic() - began
         tell(f"{candidate.name}: ready after {start_s:.1f} s")
         load = _Load(engine, requests, level, ends_at, vocab_size)
@@ -191,6 +189,12 @@ def _try_out(
             to_beat_per_s=to_beat,
         )
     return replace(outcome, start_s=start_s)
+
+
+def _keywords(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings among variables as keyword arguments; an empty variable is unset."""
+    names = [row.variable for row in config.TABLE]
+    return {name.lower(): environ[name] for name in names if environ.get(name)}
 
 
 class _Load:

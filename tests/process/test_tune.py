@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def test_tune_tries_plans_and_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_run, "TRIAL_S", 0.3)
     said: list[str] = []
-    environ = {"DEVICE": "cpu", "MODEL_PATH": str(tiny_model(tmp_path))}
+    environ = {"DEVICE": "cpu", "SERVED_MODEL_NAME": "", "MODEL_PATH": str(tiny_model(tmp_path))}
     began = time.monotonic()
     with scripted_stack():
         report = tune_run.run(

@@ -140,6 +140,7 @@ def test_it_is_sure_only_where_brackets_do_not_meet() -> None:
     close = Report("", LEVEL, (one("a", 10, 11), one("b", 9, 12)), 1.0)
     assert close.sureness.startswith("not sure; b keeps between 9 and 12")
     none = Report("", LEVEL, (one("a", 0, 1),), 1.0)
+    assert "no plan was tried at any rate: the column on the right says why" in none.lines()
     assert none.winner is None
     assert none.sureness == "no plan kept the level"
 
