@@ -129,8 +129,12 @@ def _tuned(found: Plan, settings: Settings, inventory: Inventory, load: Load) ->
     tp = found.serving[0].tp
     tokens = _kv_tokens(settings, inventory, load, tp)
     unified = found.mode == "unified"
+    notes = found.notes
+    if not unified and settings.pd_mode == "auto" and len(inventory.devices) == 2:
+        notes += (tuning.what_pd_gives_up(),)
     return dataclasses.replace(
         found,
+        notes=notes,
         tree=tuning.tree(settings, found.kind),
         defaults=tuning.defaults(settings, found.kind, unified=unified, kv_tokens=tokens, tp=tp),
     )

@@ -123,6 +123,16 @@ def _running(kind: Kind, kv_tokens: int, tp: int) -> Default:
     )
 
 
+def what_pd_gives_up() -> str:
+    """Say what was measured of two GPUs as a pair and as two unified engines."""
+    best, pd = measured.best_chunk(), measured.PD_ANSWERS_PER_S
+    return (
+        f"on two {measured.GPU}, UNIFIED_REPLICAS=2 took {best.mean_40_ms:g} answers/s where PD"
+        f" took {pd:g} (prompts of 6000 tokens, mean gap ≤ 40 ms), and {best.mean_10_ms:g} against"
+        f" {pd:g} at mean gaps ≤ 10 ms: PD is for steady tokens"
+    )
+
+
 def for_role(found: tuple[Default, ...], role: Role) -> dict[str, int | bool]:
     """Return the arguments among `found` of an engine of `role`."""
     return {one.name: one.value for one in found if one.role in (None, role)}

@@ -123,6 +123,16 @@ def test_acceptance_is_in_health(pair: PDEngine, over_a_pair: Answers) -> None:
     assert found > 1.5
 
 
+def test_the_engines_run_what_their_kv_holds(pair: PDEngine, over_a_pair: Answers) -> None:
+    assert over_a_pair.ids
+    health = pair.health()
+    told = {one["name"]: one["value"] for one in health["plan"]["defaults"]}
+    # SGLang alone: 48. The snapshot comes with the first sign of life.
+    assert told["max_running_requests"] > 48
+    decode = next(one for one in health["workers"] if one["name"] == "decode-0")
+    assert decode["max_running"] == told["max_running_requests"]
+
+
 def test_json_schema_over_a_pair(pair: PDEngine) -> None:
     """A regression of SGLang once aborted every such request (thread #29110, fixed by #28682)."""
     results = pair.generate(

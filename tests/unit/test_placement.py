@@ -452,6 +452,26 @@ def test_what_the_user_says_of_the_engine_is_no_default() -> None:
         assert names == ["enable_mixed_chunk"]
 
 
+@pytest.mark.parametrize(
+    ("described", "given", "told"),
+    [
+        ("2xH100", {}, True),
+        ("2xH100", {"pd_mode": "on"}, False),  # asked for
+        ("4xH100", {}, False),  # not measured
+        ("2xH100", {"unified_replicas": 2}, False),
+        ("cpu", {}, False),
+    ],
+)
+def test_a_pair_that_nobody_asked_for_says_what_it_gives_up(
+    described: str, given: dict[str, Any], told: bool
+) -> None:
+    found = plan(Settings.from_kwargs(**given), parse_gpus(described), QWEN)
+    assert (
+        any("UNIFIED_REPLICAS=2 took 11.3 answers/s where PD took 6.1" in n for n in found.notes)
+        is told
+    )
+
+
 CPU_PLANS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "1x1+1x1", "prefill 1 × TP1, decode 1 × TP1 on the CPU (no driver): the embedded model"),
     ({"decode_replicas": 2}, "1x1+2x1", "prefill 1 × TP1, decode 2 × TP1 on the CPU"),

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
+from pd_eagle import measured
 from pd_eagle.errors import ContextLengthExceeded, InvalidRequest, NotServing, Overloaded
-from pd_eagle.messages import EngineInfo, Request
+from pd_eagle.front import Front
+from pd_eagle.messages import EngineInfo, Load, Request
 from pd_eagle.service import Service, ServicePolicy, new_rid
+from pd_eagle.tuning import Tree
 from tests.process.stage import plan_of
 
 if TYPE_CHECKING:
@@ -204,3 +209,65 @@ async def test_what_is_too_much_is_refused_at_once() -> None:
         task.cancel()
     await asyncio.gather(running, waiting, return_exceptions=True)
     assert (service.inflight, service.queued, service.open) == (0, 0, 0)
+
+
+# --- what it says of its roles and of drafts
+
+
+def test_a_role_that_is_waited_for_is_told_once() -> None:
+    service = service_of(info(), info(), info())
+    prefill, *decode = service.workers
+    assert service.watch_roles() is None  # no engine has said anything yet
+    for worker in decode:
+        worker.load = Load(0.0)
+    prefill.load = Load(0.0, queued=3)
+    told = [found for _ in range(60) if (found := service.watch_roles())]
+    assert [found.role for found in told] == ["prefill"]
+    assert service.bottleneck == told[0]
+    prefill.load = Load(0.0)
+    for _ in range(60):
+        assert service.watch_roles() is None
+    assert service.bottleneck is None
+
+
+async def test_prompts_that_the_window_holds_back_wait_for_prefill() -> None:
+    service = service_of(info(), info(), policy=ServicePolicy(prefill_window_tokens=10))
+    for worker in service.workers:
+        worker.load = Load(0.0)
+    turns = [service.windows.turn("prefill-0", 10) for _ in range(2)]
+    told = [found for _ in range(60) if (found := service.watch_roles())]
+    assert [found.role for found in told] == ["prefill"]
+    for turn in turns:
+        turn.release()
+
+
+def test_what_drafts_are_worth_is_known_where_costs_are() -> None:
+    service = service_of(info(), info())
+    decode = service.workers[1]
+    assert service.expected_speedup(decode) is None
+    tree = Tree(*measured.TREE, "documented")
+    service.plan = dataclasses.replace(service.plan, kind="cuda", tree=tree)
+    decode.load = Load(0.0, running=64, spec_accept_length=2.5)
+    assert service.expected_speedup(decode) == pytest.approx(6569 / 8588)
+
+
+def test_the_alarm_and_the_bottleneck_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    service = service_of(info(), info())
+    tree = Tree(*measured.TREE, "documented")
+    service.plan = dataclasses.replace(service.plan, kind="cuda", tree=tree)
+    prefill, decode = service.workers
+    decode.load = Load(0.0, running=64, spec_accept_length=2.5)
+    prefill.load = Load(0.0, queued=1)
+    front: Any = SimpleNamespace(
+        service=service, deployment=SimpleNamespace(plan=service.plan), _reported={}
+    )
+    with caplog.at_level("INFO", logger="pd_eagle.front"):
+        for _ in range(2):  # the second time nothing is new
+            Front.report_acceptance(front)
+        for _ in range(60):
+            Front.report_bottleneck(front)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "EAGLE acceptance, tokens per verification",
+        "EAGLE makes decode-0 slower",
+        "prefill is the bottleneck",
+    ]
