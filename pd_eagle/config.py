@@ -228,8 +228,8 @@ class Settings:
     )
     failed_exit_s: float = _setting(
         forms.seconds(zero=False),
-        "The server ends with exit code 5 when no pair has served for this long; /health/live is"
-        " 503 from half of it on.",
+        "The server ends with exit code 5 when no pair has served for this long, and for twice as"
+        " long as a start took while one goes on; /health/live is 503 from half of it on.",
         300.0,
     )
     hang_timeout_s: float = _setting(

@@ -123,10 +123,12 @@ class _SGLangEngine:
 
         result = self._engine._scheduler_init_result
         scheduler = result.scheduler_infos[0]
-        detokenizers = 1
         return EngineInfo(
             pid=os.getpid(),
-            scheduler_pids=self._engine.get_all_child_pids()[:-detokenizers],
+            scheduler_pids=_schedulers(
+                self._engine.get_all_child_pids(),
+                self._engine.server_args.detokenizer_worker_num,
+            ),
             max_total_tokens=scheduler["max_total_num_tokens"],
             max_input_tokens=scheduler["max_req_input_len"],
             context_length=self._tokenizer_manager.context_len,
@@ -193,6 +195,14 @@ def _queued(snapshot: Any) -> int:
         return 0
     queued: int = queues.waiting + queues.prealloc_ready + pd.decode_retracted_queue_reqs
     return queued
+
+
+def _schedulers(children: list[int], detokenizers: int) -> list[int]:
+    """Return those of an engine's processes that are schedulers: all but the last.
+
+    Several detokenizers have a router process beside them (SGLang 0.5.23).
+    """
+    return children[: -(detokenizers + 1 if detokenizers > 1 else 1)]
 
 
 _TOKENIZER_DEFAULTS: dict[str, Any] = {

@@ -163,12 +163,12 @@ class Front:
     @property
     def failed(self) -> bool:
         """Whether nothing has served for so long that this process should be replaced."""
-        return self.service.unserved_s >= self.deployment.settings.failed_exit_s
+        return self.service.failed_share(self.deployment.settings.failed_exit_s) >= 1
 
     @property
     def failing(self) -> bool:
         """Whether half of that time is over."""
-        return self.service.unserved_s >= self.deployment.settings.failed_exit_s / 2
+        return self.service.failed_share(self.deployment.settings.failed_exit_s) >= 0.5
 
     @contextlib.contextmanager
     def door(self, client: str) -> Iterator[None]:

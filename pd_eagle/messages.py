@@ -6,8 +6,10 @@ is not in them does not cross the worker's socket. It does not know how frames a
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 Role = Literal["prefill", "decode", "unified"]
@@ -140,6 +142,16 @@ class Failed(Struct, frozen=True, tag="failed"):
 class Pong(Struct, frozen=True, tag="pong"):
     seq: int
     load: Load | None
+
+
+def fingerprint(request: Request) -> bytes | None:
+    """Return what two requests have in common that ask for the same; None if it cannot be sent."""
+    asked = (request.input_ids, request.sampling_params, request.options)
+    try:
+        body = msgspec.msgpack.encode(asked)
+    except (OverflowError, TypeError, ValueError, RecursionError):
+        return None
+    return hashlib.blake2b(body, digest_size=16).digest()
 
 
 Event = Delta | Failed

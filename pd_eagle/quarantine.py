@@ -2,9 +2,16 @@
 
 A crash is an engine's own: an exception in its last words, a fatal signal, not a kill from outside.
 The rule: what is in an engine that crashes is suspect and resumed once as after any death. What is
-there at a second crash goes on one at a time, with a worker of the crashed role for itself, until
-it has come past the point where it was at the crash. What crashes an engine alone is the culprit:
-it ends with the engine's last words. Crashes that have a culprit do not count against the worker.
+there at a second crash, or was alone at the first, goes on by itself: one at a time, with a worker
+of the crashed role that nobody else gets, until it has come past the point where it was at the
+crash. What crashes an engine alone, and was in a crash before, is the culprit: it ends with the
+engine's last words, and the same request is refused for a while. All crashes that it was in are
+explained: they count against no other request and against no worker. Who was to go on by itself
+because of them, and has an answer already, is free; the rest have their trials, in case there was
+more than one culprit.
+
+So one such request costs at most: a crash in company, a second in company, one alone. Only if it
+comes past the point where it crashed before does it take more: each further trial is longer.
 
 It knows requests by the rid of their current attempt and workers by name; it starts nothing.
 """
@@ -12,21 +19,48 @@ It knows requests by the rid of their current attempt and workers by name; it st
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import time
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 logger = logging.getLogger(__name__)
 
-#: Crashes after which a request goes on alone.
+#: Crashes after which a request goes on by itself.
 _ALONE_FROM = 2
-#: Crashes after which it stays alone to its end: it may crash engines only later on.
-_ALONE_TO_ITS_END_FROM = 4
-#: Tokens beyond where a request was at the crash that clear it.
-_CLEARING_TOKENS = 2
+#: A trial ends this many tokens beyond where the request was at its last crash, and as many more as
+#: it had made when it crashed, up to a limit; and after so many seconds. Both grow with every
+#: further crash.
+_TRIAL_TOKENS, _MOST_MADE = 2, 8
+_TRIAL_S = 10.0
+_TRIAL_TOKENS_GROWTH, _TRIAL_S_GROWTH = 8, 2
+# Suspects of one crash learn of it one after another: the likeliest is to go first. Those whose
+# client does not read may learn of it much later: nothing is kept for them until then.
+_GATHERING_S, _APPEARING_S = 0.1, 1.0
+#: For so long after its end an attempt may still be in the engine that it was aborted in.
+_LINGERING_S = 5.0
+#: Culprits are remembered, that many and that long.
+_REMEMBERED, _REMEMBERED_S = 1024, 600.0
+
+_numbers = itertools.count()
+
+
+@dataclass(eq=False, slots=True)
+class Crash:
+    """One crash whose culprit is not known yet; `suspects` are the requests that may be it."""
+
+    worker: str
+    suspects: set[Suspicion]
+    #: What a prefill engine has to do with a request is over with the first token.
+    in_prefill: bool = False
+    #: Those that have ended since, or are explained.
+    over: set[Suspicion] = field(default_factory=set)
+    has_culprit: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -34,133 +68,294 @@ class Suspicion:
     """What is known of one request, over all its attempts. `tokens` is how far its answer is."""
 
     tokens: int = 0
+    #: The crashes that it was in and that nobody is known to have caused.
+    cases: list[Crash] = field(default_factory=list)
+    #: How many crashes it was in, those that were explained since among them.
     crashes: int = 0
     #: The last words of the engine that it crashed alone.
     convicted_by: str | None = None
     on_trial: bool = False
-    crashed_worker: str = ""
+    #: Where its trial is to be: the worker that crashed last with it.
+    place: str = ""
+    #: Since when (the loop's clock) its place could have served it, had it been empty.
+    place_ready_since: float | None = None
+    number: int = field(default_factory=lambda: next(_numbers))
+    #: How often an engine crashed, in company, when it was this one's trial.
+    crashed_on_trial: int = 0
+    _lone: bool = False
+    _held: bool = False
     _cleared_at: int = 0
-    _cases: list[_Crash] = field(default_factory=list)
+    _began_at: int = 0
 
     @property
     def must_be_alone(self) -> bool:
-        return self.crashes >= _ALONE_FROM and not self.cleared
+        """Whether its next attempt needs a trial."""
+        doubted = len(self.cases) >= _ALONE_FROM or (self._lone and bool(self.cases))
+        return (doubted or self._held) and not self.cleared and self.convicted_by is None
 
     @property
     def cleared(self) -> bool:
         """Whether it has come past where it was at its last crash."""
-        if self.crashes >= _ALONE_TO_ITS_END_FROM:
-            return False
         return self.tokens >= self._cleared_at
 
-    def crashed(self, crash: _Crash) -> None:
+    @property
+    def trial_s(self) -> float:
+        """How long its trial may take: others wait meanwhile."""
+        return _TRIAL_S * float(_TRIAL_S_GROWTH ** min(self._severity, 8))
+
+    @property
+    def _severity(self) -> int:
+        return max(len(self.cases) - _ALONE_FROM, 0)
+
+    def crashed(self, crash: Crash, *, lone: bool) -> None:
         self.crashes += 1
-        self.crashed_worker = crash.worker
-        self._cleared_at = self.tokens + _CLEARING_TOKENS
-        self._cases.append(crash)
+        self.crashed_on_trial += self.on_trial
+        self.cases.append(crash)
+        self.place = crash.worker
+        self._lone = self._lone or lone
+        made = min(self.tokens - self._began_at, _MOST_MADE)
+        more = made + _TRIAL_TOKENS * _TRIAL_TOKENS_GROWTH ** min(self._severity, 6)
+        self._cleared_at = self.tokens + (1 if crash.in_prefill else more)
+
+    def begin_attempt(self) -> None:
+        self._began_at = self.tokens
+
+    def clear(self) -> None:
+        self._cleared_at = self.tokens
+
+    def explain(self, crashes: Collection[Crash]) -> None:
+        """Take in that another request has caused `crashes`."""
+        self._held = self.must_be_alone and self.tokens <= _TRIAL_TOKENS
+        self.cases = [crash for crash in self.cases if crash not in crashes]
 
 
-@dataclass(eq=False, slots=True)
-class _Crash:
-    """One crash whose culprit is not known yet; `open` are the requests that may be it."""
-
-    worker: str
-    open: set[Suspicion]
-    has_culprit: bool = False
+def _likeliest_first(one: Suspicion) -> tuple[int, int, int, int]:
+    """Order by who crashed on trial, was in most crashes, came least far, and came last."""
+    return (-one.crashed_on_trial, -len(one.cases), one.tokens, -one.number)
 
 
 class Quarantine:
-    """Keeps the suspicion of every open request, and one worker apart for those on trial.
+    """Keeps the suspicion of every open request, and workers apart for those that need a trial.
 
-    `blame(worker)` is called for a crash that turned out to have no culprit; `on_change` when the
-    reserved worker is another, or none.
+    `blame(worker)` is called for a crash that turned out to have no culprit; `on_change` when other
+    workers are `reserved`. A trial may begin on a worker that is not empty if all in it have passed
+    theirs: then a crash convicts nobody, but the next trial has the worker for itself.
     """
 
     def __init__(self, blame: Callable[[str], None], on_change: Callable[[], None]) -> None:
-        self.reserved: str | None = None
+        self.reserved: frozenset[str] = frozenset()
         self._blame = blame
         self._on_change = on_change
         self._open: dict[str, Suspicion] = {}
-        self._awaiting_trial: set[Suspicion] = set()
-        self._trial = asyncio.Lock()
+        self._ended: OrderedDict[str, float] = OrderedDict()
+        self._pending: set[Suspicion] = set()  # they need a trial, or have it
+        self._waiting: dict[Suspicion, asyncio.Future[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._gathering_until = 0.0
+        self._on_trial: Suspicion | None = None
+        self._culprits: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
+
+    # --- attempts
 
     def begin(self, rid: str, suspicion: Suspicion) -> None:
-        """Note that an attempt begins; `end_attempt` must follow."""
+        """Note that an attempt begins; `end_attempt` must follow. The time of a trial counts."""
         self._open[rid] = suspicion
+        suspicion.begin_attempt()
+        if suspicion.on_trial:
+            loop = asyncio.get_running_loop()
+            loop.call_later(suspicion.trial_s, self._time_up, suspicion, suspicion.crashes)
 
     def end_attempt(self, rid: str, suspicion: Suspicion) -> None:
-        self._open.pop(rid, None)
+        if self._open.pop(rid, None) is not None:
+            self._note_end(rid)
         self._end_trial(suspicion)
 
-    def crashed(self, worker: str, rids: Iterable[str], words: str) -> bool:
-        """Note that `worker` crashed with `rids` in it; return whether that counts against it.
-
-        False while one of them may be the culprit; `blame` tells later if none was.
-        """
-        rids = list(rids)
-        suspects = {self._open[rid] for rid in rids if rid in self._open}
-        if not suspects:
-            return True
-        crash = _Crash(worker, suspects)
-        for suspicion in suspects:
-            suspicion.crashed(crash)
-        if len(rids) == 1:
-            self._judge_lone(next(iter(suspects)), worker, words)
-        if alone := {one for one in suspects if one.must_be_alone and not one.convicted_by}:
-            self._awaiting_trial |= alone
-            self._reserve(worker)
-            logger.warning("%d requests go on one at a time, on %s", len(alone), self.reserved)
-        return False
-
-    def _judge_lone(self, suspicion: Suspicion, worker: str, words: str) -> None:
-        if suspicion.crashes < _ALONE_FROM:
-            return  # once may be chance
-        suspicion.convicted_by = f"{worker}: {words}"
-        for crash in suspicion._cases:
-            crash.has_culprit = True
-
-    def _reserve(self, worker: str | None) -> None:
-        if worker is None or self.reserved is None:
-            self.reserved = worker
-            self._on_change()
-
-    def move(self, worker: str) -> None:
-        """Reserve `worker` in place of one that does not come back."""
-        self.reserved = worker
-        self._on_change()
-
-    async def take_trial(self, suspicion: Suspicion) -> None:
-        """Wait until `suspicion` may be the only one on the reserved worker."""
-        await self._trial.acquire()
-        suspicion.on_trial = True
-        self._awaiting_trial.add(suspicion)
-        self._reserve(suspicion.crashed_worker)
-
-    def progressed(self, suspicion: Suspicion) -> None:
-        """End a trial that the request has passed."""
-        if suspicion.cleared:
-            self._end_trial(suspicion)
-
-    def _end_trial(self, suspicion: Suspicion) -> None:
-        if not suspicion.on_trial:
-            return
-        suspicion.on_trial = False
-        self._awaiting_trial.discard(suspicion)
-        self._trial.release()
-        self._release_if_idle()
-
-    def _release_if_idle(self) -> None:
-        if not self._awaiting_trial and self.reserved is not None:
-            self._reserve(None)
+    def _note_end(self, rid: str) -> None:
+        now = time.monotonic()
+        self._ended[rid] = now
+        while now - next(iter(self._ended.values())) > _LINGERING_S:
+            self._ended.popitem(last=False)
 
     def close(self, suspicion: Suspicion) -> None:
         """Note that the request is over, whatever its end was."""
         if not suspicion.crashes:
             return  # nearly all
         self._end_trial(suspicion)  # its time was up before it found its worker empty
-        self._awaiting_trial.discard(suspicion)
-        self._release_if_idle()
-        for crash in suspicion._cases:
-            crash.open.discard(suspicion)
-            if not crash.open and not crash.has_culprit:
+        self._forget(suspicion)
+        for crash in suspicion.cases:
+            crash.over.add(suspicion)
+            if crash.over >= crash.suspects and not crash.has_culprit:
                 self._blame(crash.worker)
+
+    # --- crashes
+
+    def crashed(
+        self, worker: str, rids: Iterable[str], words: str, *, in_prefill: bool = False
+    ) -> bool:
+        """Note that `worker` crashed with `rids` in it; return whether that counts against it.
+
+        False while one of them may be the culprit; `blame` tells later if none was. Of `rids` those
+        that never began here, our own probes, are no company; those that ended just now are.
+        """
+        rids = set(rids)
+        suspects = {self._open[rid] for rid in rids if rid in self._open}
+        if not suspects:
+            return True
+        alone = len(suspects) == 1 and not any(self._lingers(rid) for rid in rids)
+        self._gathering_until = time.monotonic() + _GATHERING_S
+        crash = Crash(worker, suspects, in_prefill)
+        for suspicion in suspects:
+            suspicion.crashed(crash, lone=alone)
+        if alone:
+            self._judge_lone(next(iter(suspects)), worker, words)
+        self._keep_apart({one for one in suspects if one.must_be_alone})
+        return False
+
+    def _lingers(self, rid: str) -> bool:
+        ended_at = self._ended.get(rid)
+        return ended_at is not None and time.monotonic() - ended_at <= _LINGERING_S
+
+    def _judge_lone(self, suspicion: Suspicion, worker: str, words: str) -> None:
+        before = len(suspicion.cases)
+        if before < _ALONE_FROM and not (suspicion.on_trial and suspicion.crashes >= _ALONE_FROM):
+            return  # once may be chance
+        suspicion.convicted_by = f"{worker}: {words}"
+        self._forget(suspicion)
+        others: set[Suspicion] = set()
+        for crash in suspicion.cases:
+            crash.has_culprit = True
+            others |= crash.suspects - crash.over - {suspicion}
+        for other in others:
+            other.explain(suspicion.cases)
+            if not other.must_be_alone:
+                self._release(other)
+
+    def _keep_apart(self, suspects: set[Suspicion]) -> None:
+        if suspects:
+            self._pending |= suspects
+            self._reserve()
+            places = ", ".join(sorted(self.reserved))
+            logger.warning("%d requests go on one at a time, on %s", len(suspects), places)
+            asyncio.get_running_loop().call_later(_APPEARING_S, self._forget_absent, suspects)
+
+    def _forget_absent(self, suspects: set[Suspicion]) -> None:
+        self._pending -= {one for one in suspects if not one.on_trial and one not in self._waiting}
+        self._reserve()
+
+    # --- trials
+
+    async def take_trial(self, suspicion: Suspicion) -> None:
+        """Wait until `suspicion` has its trial, `on_trial`, or needs none any more."""
+        if suspicion.on_trial or not suspicion.must_be_alone:
+            return
+        self._keep_apart({suspicion} - self._pending)
+        turn = self._waiting[suspicion] = asyncio.get_running_loop().create_future()
+        self._call_next_soon()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self._end_trial(suspicion)  # the turn may have come together with the cancellation
+            raise
+        finally:
+            self._waiting.pop(suspicion, None)
+
+    def _call_next_soon(self) -> None:
+        if self._timer is None and self._on_trial is None:
+            wait_s = max(self._gathering_until - time.monotonic(), 0.0)
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._call_next)
+
+    def _call_next(self) -> None:
+        self._timer = None
+        if self._on_trial is not None or not self._waiting:
+            return
+        chosen = min(self._waiting, key=_likeliest_first)
+        self._on_trial, chosen.on_trial, chosen.place_ready_since = chosen, True, None
+        self._let_go(chosen)
+
+    def _let_go(self, suspicion: Suspicion) -> None:
+        turn = self._waiting.pop(suspicion, None)
+        if turn is not None and not turn.done():
+            turn.set_result(None)
+
+    def _time_up(self, suspicion: Suspicion, crashes: int) -> None:
+        if suspicion.on_trial and suspicion.crashes == crashes:
+            suspicion.clear()
+            self._end_trial(suspicion)
+
+    def gives_way(self, suspicion: Suspicion) -> bool:
+        """Return whether the one on trial has waited for others to leave its place long enough,
+        though that is ready: it goes on in their company then.
+        """
+        now = asyncio.get_running_loop().time()
+        suspicion.place_ready_since = suspicion.place_ready_since or now
+        if now - suspicion.place_ready_since < suspicion.trial_s:
+            return False
+        suspicion.clear()
+        self._end_trial(suspicion)
+        return True
+
+    def progressed(self, suspicion: Suspicion) -> None:
+        """End a trial that the request has passed."""
+        if suspicion.cleared:
+            self._end_trial(suspicion)
+
+    def move(self, suspicion: Suspicion, worker: str) -> None:
+        """Let the trial be on `worker`."""
+        suspicion.place = worker
+        self._reserve()
+
+    def have_passed(self, rids: Collection[str]) -> bool:
+        """Return whether `rids` are all of requests that have passed a trial."""
+        found = [self._open.get(rid) for rid in rids]
+        return all(one is not None and one.crashes and one.cleared for one in found)
+
+    def _end_trial(self, suspicion: Suspicion) -> None:
+        if not suspicion.on_trial:
+            return
+        suspicion.on_trial = False
+        self._on_trial = None
+        if not suspicion.must_be_alone:
+            self._pending.discard(suspicion)
+        self._reserve()
+        if self._waiting:
+            self._call_next_soon()
+
+    def _release(self, suspicion: Suspicion) -> None:
+        """Let one go on that needs no trial any more."""
+        self._let_go(suspicion)
+        self._forget(suspicion)
+
+    def _forget(self, suspicion: Suspicion) -> None:
+        self._pending.discard(suspicion)
+        self._reserve()
+
+    def _reserve(self) -> None:
+        reserved = frozenset(suspicion.place for suspicion in self._pending)
+        if reserved != self.reserved:
+            self.reserved = reserved
+            self._on_change()
+
+    # --- culprits
+
+    @property
+    def has_culprits(self) -> bool:
+        """Whether any is remembered, so that requests must be compared with them."""
+        return bool(self._culprits)
+
+    def remember(self, fingerprint: bytes, words: str) -> None:
+        """Remember a culprit by what it asked for."""
+        self._culprits[fingerprint] = (time.monotonic(), words)
+        self._culprits.move_to_end(fingerprint)
+        if len(self._culprits) > _REMEMBERED:
+            self._culprits.popitem(last=False)
+
+    def words_about(self, fingerprint: bytes) -> str | None:
+        """Return the last words of the engine that such a request has crashed, None if it has not.
+
+        What is longer ago than ten minutes is forgotten.
+        """
+        since = time.monotonic() - _REMEMBERED_S
+        while self._culprits and next(iter(self._culprits.values()))[0] < since:
+            self._culprits.popitem(last=False)
+        found = self._culprits.get(fingerprint)
+        return None if found is None else found[1]

@@ -14,7 +14,7 @@ from pd_eagle.errors import NotServing
 from pd_eagle.messages import Bootstrap
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from pd_eagle.messages import Role
     from pd_eagle.worker import Worker
@@ -40,9 +40,6 @@ class Pair:
     def workers(self) -> tuple[Worker, ...]:
         return (self.prefill, self.decode) if self.prefill else (self.decode,)
 
-    def has(self, name: str | None) -> bool:
-        return any(worker.name == name for worker in self.workers)
-
     def open_room(self) -> Bootstrap | None:
         """Return a new room at the prefill worker, which must be the one that gets the request."""
         if self.prefill is None or self.prefill.bootstrap_port is None:
@@ -61,13 +58,17 @@ class Router:
             role: itertools.count() for role in ("prefill", "decode", "unified")
         }
 
-    def pick(self, tried: Collection[str] = (), without: str | None = None) -> Pair:
-        """Return the next pair; one of `tried` only if there is no other, never one that has the
-        worker `without`.
+    def pick(self, tried: Collection[str] = (), without: Collection[str] = ()) -> Pair:
+        """Return the next pair; one of `tried` only if there is no other, never one that has a
+        worker of `without`.
 
         Raises `NotServing` when a role has no ready worker, or no link works.
         """
-        pairs = [pair for pair in self.working_pairs() if not pair.has(without)]
+        pairs = [
+            pair
+            for pair in self.working_pairs()
+            if not any(worker.name in without for worker in pair.workers)
+        ]
         if not pairs:
             raise NotServing("no prefill worker and decode worker are ready that reach each other")
         fresh = [pair for pair in pairs if pair.name not in tried] or pairs
@@ -75,15 +76,20 @@ class Router:
             return self._take_turn("unified", fresh)
         return self._take_turn("prefill", self._same_decode(fresh))
 
-    def pick_empty(self, name: str) -> Pair:
-        """Return a pair whose worker `name` has no request.
+    def pick_apart(
+        self, names: Iterable[str], may_join: Callable[[Collection[str]], bool]
+    ) -> tuple[Pair, str]:
+        """Return a pair, and the first worker of `names` in it: of which `may_join` says, by the
+        rids of the requests in it, that it may get another.
 
-        Raises `NotServing` when that worker is not ready or not empty, or has no working link.
+        Raises `NotServing` when there is none that is ready and has a working link.
         """
-        for pair in self.working_pairs():
-            if any(worker.name == name and not worker.inflight for worker in pair.workers):
-                return pair
-        raise NotServing(f"{name} is not ready, or has requests")
+        pairs = self.working_pairs()
+        for name in names:
+            for pair in pairs:
+                if any(w.name == name and may_join(w.rids) for w in pair.workers):
+                    return pair, name
+        raise NotServing("no worker is free of other requests")
 
     def working_pairs(self) -> list[Pair]:
         """Return every pair of ready workers whose link is not known to be broken."""

@@ -27,7 +27,7 @@ from pd_eagle.errors import (
     TransferFailed,
     WorkerDied,
 )
-from pd_eagle.messages import Request
+from pd_eagle.messages import Request, fingerprint
 from pd_eagle.metrics import Metrics
 from pd_eagle.prefill_window import PrefillWindows
 from pd_eagle.quarantine import Quarantine, Suspicion
@@ -223,8 +223,19 @@ class Service:
         since = self._unserved_since
         return 0.0 if since is None or self._limits is None else time.monotonic() - since
 
+    def failed_share(self, limit_s: float) -> float:
+        """Return how much of `limit_s` no pair has worked for; 1 when the time is up.
+
+        While workers are being restarted it is at least twice as long as a start has taken: a large
+        model is loaded for minutes, and not sooner by another process.
+        """
+        if self._supervisor.recovering():
+            limit_s = max(limit_s, 2 * self._supervisor.longest_start_s)
+        return self.unserved_s / limit_s
+
     def _on_crash(self, worker: Worker, death: Death) -> bool:
-        return self._quarantine.crashed(worker.name, death.rids, death.crash or death.how)
+        words, in_prefill = death.crash or death.how, worker.role == "prefill"
+        return self._quarantine.crashed(worker.name, death.rids, words, in_prefill=in_prefill)
 
     def _judge(self) -> Status:
         working, pairs = self._router.working_pairs(), self._router.all_pairs()
@@ -306,6 +317,7 @@ class Service:
         """
         self._refuse_unless_serving()
         cost = self.check(request)
+        self._refuse_a_culprit(request)
         loop = asyncio.get_running_loop()
         timeout_s = self._timeout_s(request)
         last_turn = None if patient else loop.time() + timeout_s
@@ -411,6 +423,8 @@ class Service:
             logger.error(
                 "request %s crashes engines and is not tried again: %s", request.rid, words
             )
+            if (asked := fingerprint(request)) is not None:
+                self._quarantine.remember(asked, words)
             raise EngineCrashed(f"the request crashed an engine that had no other: {words}")
         why = why_not_resume(request) if progress.begun else None
         if progress.begun and not self._policy.resume:
@@ -454,7 +468,7 @@ class Service:
         """Return whether `pair` would be picked now, after a wait."""
         workers = [pair.decode] if pair.prefill is None else [pair.prefill, pair.decode]
         return pair.name not in self._router.broken and all(
-            worker.state == "ready" and worker.name != self._quarantine.reserved
+            worker.state == "ready" and worker.name not in self._quarantine.reserved
             for worker in workers
         )
 
@@ -465,33 +479,61 @@ class Service:
         """
         try:
             async with asyncio.timeout_at(deadline):
-                if suspicion.must_be_alone:
-                    await self._quarantine.take_trial(suspicion)
+                await self._quarantine.take_trial(suspicion)
                 while True:
                     changed = self._changed
                     try:
-                        return self._pick(tried, suspicion)
+                        pair = self._pick(tried, suspicion)
                     except NotServing:
                         if self.status not in ("starting", "degraded", "ready"):
                             raise
+                    else:
+                        if not suspicion.on_trial or await self._is_proved(pair):
+                            return pair
                     await self._changes(changed, poll=suspicion.on_trial)
         except TimeoutError:
             kind = NotServing if tried.last else DeadlineExceeded
             raise kind("no pair of workers came back before the request's deadline") from None
 
     def _pick(self, tried: _Tried, suspicion: Suspicion) -> Pair:
-        reserved = self._quarantine.reserved
         if not suspicion.on_trial:
-            return self._router.pick(tried.last, without=reserved)
-        assert reserved is not None
-        by_name = {worker.name: worker for worker in self.workers}
-        if by_name[reserved].state == "failed":  # given up: another of its role takes its place
-            role = by_name[reserved].role
-            ready = [w for w in self.workers if w.role == role and w.state == "ready"]
-            if ready:
-                self._quarantine.move(ready[0].name)
-                reserved = ready[0].name
-        return self._router.pick_empty(reserved)
+            return self._router.pick(tried.last, without=self._quarantine.reserved)
+        place = next(worker for worker in self.workers if worker.name == suspicion.place)
+        ready = [w for w in self.workers if w.role == place.role and w.state == "ready"]
+        if place.state == "failed" and ready:  # given up: another takes its place, and is emptied
+            place = min(ready, key=lambda worker: worker.inflight)
+            self._quarantine.move(suspicion, place.name)
+        anywhere = [place.name, *(worker.name for worker in ready if worker is not place)]
+        try:
+            pair, name = self._router.pick_apart(anywhere, lambda rids: not rids)
+        except NotServing:
+            if place.state == "ready" and self._quarantine.gives_way(suspicion):
+                return self._router.pick()
+            pair, name = self._router.pick_apart([place.name], self._quarantine.have_passed)
+        self._quarantine.move(suspicion, name)
+        return pair
+
+    def _refuse_a_culprit(self, request: Request) -> None:
+        if not self._quarantine.has_culprits or (asked := fingerprint(request)) is None:
+            return
+        if words := self._quarantine.words_about(asked):
+            raise EngineCrashed(
+                f"the same request crashed an engine that had no other, a short time ago: {words}"
+            )
+
+    async def _is_proved(self, pair: Pair) -> bool:
+        """Return whether both engines of `pair` have answered since they were started.
+
+        Else one that crashes at anything would make culprits of everybody.
+        """
+        if all(worker.proved for worker in pair.workers):
+            return True
+        try:
+            await self.probe(pair)
+        except PdEagleError as error:
+            logger.warning("%s is not fit for a trial: %s", pair.name, error)
+            return False
+        return True
 
     async def _changes(self, changed: asyncio.Event, *, poll: bool) -> None:
         """Wait until a worker or a link has changed; with `poll`, for a moment at most."""

@@ -11,11 +11,13 @@ import itertools
 import logging
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pd_eagle.errors import PdEagleError, StartFailed
 from pd_eagle.fork_safety import private_folder
+from pd_eagle.last_words import processor_s
 from pd_eagle.restarts import RestartHistory, RestartPolicy
 from pd_eagle.signs import SignsOfLife
 from pd_eagle.worker import Worker
@@ -27,6 +29,16 @@ if TYPE_CHECKING:
     from pd_eagle.worker import Death, Launch
 
 logger = logging.getLogger(__name__)
+
+#: Times HANG_TIMEOUT_S until the first answer since a start, and after hangs: 2 to the power of it.
+_UNPROVED_TIMES, _LONGEST_HANG_DOUBLINGS = 4, 3
+#: A scheduler that used so much of a silence on the processor was not merely stopped or starved.
+_OWN_DOING_SHARE = 0.5
+
+
+def _busy_s(worker: Worker) -> float:
+    pids = worker.info.scheduler_pids if worker.info else []
+    return max(map(processor_s, pids), default=0.0)
 
 
 class Supervisor:
@@ -55,6 +67,9 @@ class Supervisor:
         }
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self.longest_start_s = 0.0
+        self._hangs: Counter[str] = Counter()
+        self._busy_before: dict[str, tuple[float, float]] = {}
 
     async def start(self, launch: Callable[[str, Path], Launch]) -> None:
         """Start every worker; `launch(name, temp_dir)` says how, for restarts too.
@@ -79,7 +94,9 @@ class Supervisor:
         assert self._launch is not None
         assert self._folder is not None
         temp_dir = Path(self._folder.name) / f"{worker.name}-{next(self._starts)}"
+        began = time.monotonic()
         await worker.start(self._launch(worker.name, temp_dir), self._policy.start_timeout_s)
+        self.longest_start_s = max(self.longest_start_s, time.monotonic() - began)
         self._histories[worker.name].came_up()
 
     async def stop(self) -> None:
@@ -120,7 +137,10 @@ class Supervisor:
     def _on_death(self, worker: Worker, death: Death) -> None:
         said = f"; its last words: {death.crash}" if death.crash else ""
         logger.error("%s failed: %s%s", worker.name, death.how, said)
-        self._histories[worker.name].went_down()
+        history = self._histories[worker.name]
+        history.went_down()
+        if not history.recent:
+            self._hangs.pop(worker.name, None)  # the last was long ago
         counts = death.crash is None or self._on_crash(worker, death)
         if not self._stopping:
             worker.become("restarting")
@@ -198,17 +218,42 @@ class Supervisor:
                     logger.exception("%s could not be checked", worker.name)
 
     def _judge(self, worker: Worker, silence_s: float) -> None:
-        """Suspect a worker that was silent for half of HANG_TIMEOUT_S, and end it after all of it.
+        """Suspect a worker that was silent for half of what it may be, and end it after all of it.
 
         The seconds are the worker's own: on a machine with ten times too much to do they take ten
         times as long.
         """
-        if silence_s < self._policy.hang_timeout_s / 2:
+        limit_s = self._hang_timeout_s(worker)
+        if silence_s < limit_s / 2:
             if worker.state == "suspect":
                 worker.become("ready")
                 self._on_change()
         elif worker.state == "ready":
+            self._busy_before[worker.name] = _busy_s(worker), silence_s
             worker.become("suspect")
             self._on_change()
-        elif worker.state == "suspect" and silence_s >= self._policy.hang_timeout_s:
-            worker.declare_dead(f"no sign of life for {silence_s:.1f} s")
+        elif worker.state == "suspect" and silence_s >= limit_s:
+            how = f"no sign of life for {silence_s:.1f} s"
+            worker.declare_dead(how, self._own_doing(worker, silence_s))
+            self._hangs[worker.name] += 1
+
+    def _hang_timeout_s(self, worker: Worker) -> float:
+        """Return how long `worker` may be silent.
+
+        Longer until it has answered for the first time, and twice as long after each hang: a kernel
+        that takes long to compile must be finished once, or it is compiled again for ever.
+        """
+        given_s = self._policy.hang_timeout_s
+        known_s = given_s * 2.0 ** min(self._hangs[worker.name], _LONGEST_HANG_DOUBLINGS)
+        return known_s if worker.proved else max(known_s, _UNPROVED_TIMES * given_s)
+
+    def _own_doing(self, worker: Worker, silence_s: float) -> str | None:
+        """Return what `worker` did since it became suspect, if it is silent by its own doing.
+
+        One that was stopped, or waits for something, is not.
+        """
+        busy_before_s, silence_before_s = self._busy_before[worker.name]
+        busy_s, passed_s = _busy_s(worker) - busy_before_s, silence_s - silence_before_s
+        if busy_s < _OWN_DOING_SHARE * passed_s:
+            return None
+        return f"hung: its scheduler was busy for {busy_s:.1f} s of {passed_s:.1f} s without a sign"

@@ -11,13 +11,13 @@ import contextlib
 import itertools
 import logging
 import os
-import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pd_eagle.channel import Channel, Traffic
 from pd_eagle.errors import InvalidRequest, NotServing, PdEagleError, StartFailed, WorkerDied
+from pd_eagle.last_words import crash_by, crash_in, last_exception, wait_status
 from pd_eagle.launch import OutputTail
 from pd_eagle.messages import (
     Abort,
@@ -59,26 +59,17 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 _STOP_TIMEOUT_S = 5.0
 _LAST_WORDS_LINES = 15
-_EXCEPTION_LINE = re.compile(
-    r"^(?:\[[^]]*\]\s*)?[\w.]*(?:Error|Exception|Interrupt|Failed)\b:? ?.*"
-)
-
-
-# How an engine that ends by itself says so. SGLang's processes catch what they fail with and say
-# "… hit an exception"; faulthandler speaks for fatal signals; its watchdog, and C++, say the rest
-# (0.5.23). A process that is killed from outside says nothing.
-_CRASH_LINE = re.compile(
-    r"hit an exception|Fatal Python error|terminate called"
-    r"|exit code:? (?:-(?:4|6|7|8|11)|[1-9]\d*)\b"
-)
 # From an engine's last words to its death: SGLang may take a while to clean up.
 _LAST_WORDS_S = 10.0
+# Until an engine has surely dropped what it was told to abort.
+_ABORT_TAKES_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
     """How a serving worker died. `crash` is what the engine said itself; None: it was killed, or
-    is treated as dead. `rids` are the requests that were in it.
+    is treated as dead. `rids` are the requests that were in it, and those that were aborted there
+    so short a time ago that they may have been.
     """
 
     how: str
@@ -113,8 +104,11 @@ class Worker:
         self.bootstrap_port: int | None = None
         self.temp_dir: Path | None = None
         self.traffic = Traffic()
+        #: Whether its engine has answered anything since it was started.
+        self.proved = False
         self._on_death = on_death
         self._sinks: dict[str, Callable[[Event], None]] = {}
+        self._aborted: dict[str, float] = {}
         self._process: WorkerProcess | None = None
         self._channel: Channel[FromWorker] | None = None
         self._output: OutputTail | None = None
@@ -146,6 +140,14 @@ class Worker:
     def inflight(self) -> int:
         return len(self._sinks)
 
+    @property
+    def rids(self) -> tuple[str, ...]:
+        """The requests in its engine, with those that were aborted there just now."""
+        since = time.monotonic() - _ABORT_TAKES_S
+        while self._aborted and next(iter(self._aborted.values())) < since:
+            del self._aborted[next(iter(self._aborted))]
+        return (*self._sinks, *self._aborted)
+
     def become(self, state: State) -> None:
         if state not in TRANSITIONS[self.state]:
             raise AssertionError(f"{self.name}: no way from {self.state} to {state}")
@@ -162,6 +164,8 @@ class Worker:
         """
         self.bootstrap_port, self.temp_dir = launch.bootstrap_port, launch.temp_dir
         self.info, self.load, self._eof, self._asked = None, None, False, None
+        self.proved = False
+        self._aborted.clear()
         launch.temp_dir.mkdir(parents=True, exist_ok=True)
         self._process = process = await launch.launcher.launch()
         self._output = OutputTail(process.output_fd, self._log_line)
@@ -208,7 +212,7 @@ class Worker:
             await asyncio.wait_for(process.exited.wait(), 1.0)
         said = [line for line in self._output.lines if line.strip()]
         self._release()
-        said_why = _last_exception(said) if ends_itself else None
+        said_why = last_exception(said) if ends_itself else None
         self.last_error = f"{said_why or cause} (its process {process.describe_exit()})"
         self.become("failed")
         tail = "\n".join(f"  {self.name} | {line}" for line in said[-_LAST_WORDS_LINES:])
@@ -232,9 +236,12 @@ class Worker:
                 await asyncio.wait_for(self._process.exited.wait(), _STOP_TIMEOUT_S)
         self._release()
 
-    def declare_dead(self, how: str) -> None:
-        """Treat a serving worker as dead because of `how`: kill it, fail its requests."""
-        self._died(how)
+    def declare_dead(self, how: str, own_doing: str | None = None) -> None:
+        """Treat a serving worker as dead because of `how`: kill it, fail its requests.
+
+        `own_doing` says what its engine did itself, where that is known.
+        """
+        self._died(how, own_doing=own_doing)
 
     def kill(self) -> None:
         """Kill the process and all it started; a start that is under way fails."""
@@ -268,28 +275,33 @@ class Worker:
                 self._died(f"its scheduler {pid} died")
                 return
             self._scheduler_pidfds.append(pidfd)
-            loop.add_reader(pidfd, self._died, f"its scheduler (pid {pid}) died")
+            loop.add_reader(pidfd, self._scheduler_died, pid)
 
-    def _died(self, how: str) -> None:
+    def _scheduler_died(self, pid: int) -> None:
+        self._died(f"its scheduler (pid {pid}) died", pid)
+
+    def _died(self, how: str, scheduler: int | None = None, own_doing: str | None = None) -> None:
         if self.state not in ("ready", "suspect") or self._process is None:
             return
         self.last_error = how
         self.become("failed")
-        death = Death(how, tuple(self._sinks))
+        death = Death(how, self.rids)
         # Whatever fails on the way, requests and whoever restarts this worker are told.
         with contextlib.ExitStack() as told:
             told.callback(lambda: self._on_death(self, death))
             told.callback(self._fail_requests, WorkerDied.code, how)
             told.callback(self._fail_pings, how)
-            self._release()  # takes in the last words
-            death = Death(how, death.rids, self._crash())
+            try:  # until its host reaps it, which ends with the release
+                status = None if scheduler is None else wait_status(scheduler)
+            finally:
+                self._release()  # takes in the last words
+            death = Death(how, death.rids, self._crash() or crash_by(status) or own_doing)
 
     def _crash(self) -> str | None:
         """Return what the engine said of its own end, None if it said nothing."""
         assert self._output is not None
         said = [line for line in self._output.lines_of_last(_LAST_WORDS_S) if line.strip()]
-        mark = next((line for line in said if _CRASH_LINE.search(line)), None)
-        return None if mark is None else _last_exception(said) or mark
+        return crash_in(said)
 
     def _fail_pings(self, how: str) -> None:
         pongs, self._pongs = self._pongs, {}
@@ -316,6 +328,7 @@ class Worker:
     def abort(self, rid: str) -> None:
         """Forget the request and make the engine do so; idempotent, never waits."""
         if self._sinks.pop(rid, None) is not None and self._channel is not None:
+            self._aborted[rid] = time.monotonic()
             self._channel.send(Abort(rid))
 
     async def ping(self) -> Load | None:
@@ -359,6 +372,7 @@ class Worker:
         if isinstance(event, Delta):
             self.generated_at = self.heard_at
             self.served += event.finished
+            self.proved = self.proved or event.finished
         if sink is not None:  # else it was aborted and the event crossed the abort
             sink(event)
 
@@ -384,7 +398,3 @@ class Worker:
 
     def _log_line(self, line: str) -> None:
         engine_output.info("%s | %s", self.name, line)
-
-
-def _last_exception(lines: list[str]) -> str | None:
-    return next((line for line in reversed(lines) if _EXCEPTION_LINE.match(line)), None)

@@ -7,6 +7,7 @@ is gone. It knows no other worker and nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import importlib
 import logging
 import os
@@ -93,6 +94,7 @@ def run(data: socket.socket, lifeline: socket.socket, log_fd: int, *, fork: bool
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", force=True
     )
+    faulthandler.enable()  # its last words tell a crash from a kill
     exit_code = 1
     try:
         exit_code = _start_and_serve(data, fork=fork)

@@ -52,7 +52,7 @@ class Act(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
 
     `pause_s` is between tokens; `burst` tokens make one step. The first `skip` requests are simply
     answered. `no_transfer` is a decode engine that never fetches the KV; `crash` is a death of the
-    engine's own making, `die` one by a signal from outside.
+    engine's own making, `die` one by a signal from outside; `spin` keeps a scheduler busy for ever.
     """
 
     then: Literal[
@@ -63,6 +63,7 @@ class Act(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         "die",
         "exit",
         "crash",
+        "spin",
         "scheduler_dies",
         "deaf",
         "no_transfer",
@@ -174,6 +175,7 @@ class ScriptedEngine:
         self._script = script
         self._role: str = engine_args.get("disaggregation_mode", "unified")
         self._running = 0
+        self._silent_since = 0.0
         self._seen: Counter[str] = Counter()
         self._schedulers = [_scheduler() for _ in range(script.schedulers)]
         self._loop = asyncio.new_event_loop()
@@ -194,7 +196,8 @@ class ScriptedEngine:
         return self._loop
 
     def load(self) -> Load | None:
-        return self._script.load or Load(snapshot_at=time.time(), running=self._running)
+        at = self._silent_since or time.time()
+        return self._script.load or Load(snapshot_at=at, running=self._running)
 
     def shutdown(self) -> None:
         for pid in self._schedulers:
@@ -265,6 +268,9 @@ class ScriptedEngine:
                 say("Scheduler hit an exception: Traceback (most recent call last):")
                 say(f"IndexError: the script says that {rid} is too much")
                 os._exit(1)
+            case "spin":
+                os.kill(self._schedulers[0], signal.SIGUSR1)
+                self._silent_since = time.time()
             case "scheduler_dies":
                 os.kill(self._schedulers[0], signal.SIGKILL)
             case "deaf":
@@ -278,9 +284,15 @@ class ScriptedEngine:
 def _scheduler() -> int:
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGUSR1, _spin)
         while True:
             signal.pause()
     return pid
+
+
+def _spin(*_: object) -> None:
+    while True:
+        pass
 
 
 def _steps(request: Request, ids: list[int], act: Act) -> Iterator[Delta]:

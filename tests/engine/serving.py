@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from urllib.error import HTTPError, URLError
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +19,8 @@ START_TIMEOUT_S = 800.0
 
 class ServerProcess:
     """`server.py` with `settings` in its environment; use it as a context manager."""
+
+    PROGRAM: ClassVar[tuple[str, ...]] = ()  # of a subclass, in the place of `script`
 
     def __init__(self, log: Path, *, script: str = "server.py", **settings: str) -> None:
         self.log = log
@@ -30,7 +32,7 @@ class ServerProcess:
     def __enter__(self) -> Self:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, self._script],
+                [sys.executable, *(self.PROGRAM or (self._script,))],
                 cwd=ROOT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -168,8 +168,19 @@ async def _events(response: httpx.Response) -> AsyncIterator[Any]:
 
 
 if __name__ == "__main__":
+    import uvicorn
+
     from pd_eagle.serve import main
 
+    tick = uvicorn.Server.on_tick
+
+    async def failing_tick(self: uvicorn.Server, counter: int) -> bool:
+        if os.path.exists(os.environ["HTTP_FAILS_BY"]):  # noqa: ASYNC240 - a test's own
+            raise RuntimeError("a test says that HTTP ends")
+        return await tick(self, counter)
+
+    if "HTTP_FAILS_BY" in os.environ:
+        uvicorn.Server.on_tick = failing_tick  # type: ignore[method-assign]
     # A test may put another part in the place of one of the stack's.
     parts = {field.name: os.environ.get(f"STACK_{field.name.upper()}") for field in fields(Stack)}
     stack = replace(scripted.STACK, **{name: part for name, part in parts.items() if part})

@@ -363,3 +363,30 @@ def _listening(url: str) -> set[str]:
     port = f":{int(url.rpartition(':')[2]):04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] == "0A"}
+
+
+async def test_a_service_that_stays_dead_ends_its_process(tmp_path: Path) -> None:
+    async with Server(tmp_path, RESTART_LIMIT="0", FAILED_EXIT_S="4") as server:
+        await server.ready()
+        assert (await server.request("GET", "/health/live")).status_code == 200
+        workers = (await server.request("GET", "/health")).json()["workers"]
+        os.kill(workers[1]["pid"], signal.SIGKILL)
+        await server.line("decode-0: given up")
+        live = [await server.request("GET", "/health/live")]
+        while live[-1].status_code == 200:
+            await asyncio.sleep(0.05)
+            live.append(await server.request("GET", "/health/live"))
+        assert (live[-1].status_code, live[-1].json()) == (503, {"status": "failing"})
+        assert len(live) > 1  # not at once
+        assert (await server.complete("x")).status_code == 503
+        assert await server.exit_code() == serve.EXIT_FAILED
+        assert "nothing has served for 4 s (FAILED_EXIT_S)" in server.log
+
+
+async def test_http_that_ends_by_itself_ends_engines_and_process(tmp_path: Path) -> None:
+    sign = tmp_path / "sign"
+    async with Server(tmp_path, HTTP_FAILS_BY=str(sign)) as server:
+        await server.ready()
+        sign.touch()
+        assert await server.exit_code() == serve.EXIT_HTTP
+        assert "a test says that HTTP ends" in server.log

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle.engine import Acceptance, _abort_failure, _SGLangEngine
+from pd_eagle.engine import Acceptance, _abort_failure, _schedulers, _SGLangEngine
 from pd_eagle.messages import Delta, Failed, Request, Submit
 
 if TYPE_CHECKING:
@@ -85,3 +85,10 @@ async def test_only_before_the_first_token_is_an_error_the_clients(
     events = [event async for event in engine.generate(Submit(Request("r", [1], {})))]
     assert [isinstance(event, Delta) for event in events] == [True] * steps + [False]
     assert events[-1] == Failed("r", code, "something is wrong")
+
+
+@pytest.mark.parametrize(
+    ("detokenizers", "schedulers"), [(0, [1, 2, 3, 4]), (1, [1, 2, 3, 4]), (2, [1, 2])]
+)
+def test_schedulers_are_told_from_detokenizers(detokenizers: int, schedulers: list[int]) -> None:
+    assert _schedulers([1, 2, 3, 4, 5], detokenizers) == schedulers
