@@ -139,15 +139,20 @@ async def test_a_client_that_leaves_gives_its_trial_back(forked: Stage) -> None:
 
 
 async def test_a_message_that_cannot_be_encoded_fails_its_own_request(forked: Stage) -> None:
-    service = await forked.service("prefill", "decode", policy=POLICY)
-    others = [create_task(text_of(service, request(f"h{n}"))) for n in range(4)]
+    worker = await forked.worker()  # a service's gate would refuse these before
     for value in (10**26, "\ud800", object(), "x" * 2**27):
         bad = Request(new_rid(), ids_of("x"), {"max_new_tokens": 4, "custom": value})
-        with pytest.raises(InvalidRequest, match="cannot be sent to an engine"):
-            await text_of(service, bad)
-    assert await asyncio.gather(*others) == [answer_to(f"h{n}") for n in range(4)]
-    assert deaths(forked) == 0
-    assert service.status == "ready"
+        first, refused, last = (
+            forked.submit(worker, one) for one in (request("a", 1), bad, request("b", 1))
+        )
+        failure = await refused.failure()
+        assert failure.code == InvalidRequest.code
+        assert "cannot be sent to an engine" in failure.message
+        # Those of the same turn of the loop are sent all the same.
+        assert (await first.delta()).text == answer_to("a", 1)
+        assert (await last.delta()).text == answer_to("b", 1)
+    assert worker.inflight == 0
+    assert worker.state == "ready"
 
 
 async def test_a_worker_that_was_given_up_is_tried_again(forked: Stage) -> None:
