@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -84,7 +85,8 @@ class Suspicion:
     crashed_on_trial: int = 0
     _lone: bool = False
     _held: bool = False
-    _cleared_at: int = 0
+    _in_prefill: bool = False
+    _cleared_at: float = 0
     _began_at: int = 0
 
     @property
@@ -111,14 +113,19 @@ class Suspicion:
         self.crashes += 1
         self.crashed_on_trial += self.on_trial
         self.cases.append(crash)
-        self.place = crash.worker
+        self.place, self._in_prefill = crash.worker, crash.in_prefill
         self._lone = self._lone or lone
-        made = min(self.tokens - self._began_at, _MOST_MADE)
-        more = made + _TRIAL_TOKENS * _TRIAL_TOKENS_GROWTH ** min(self._severity, 6)
-        self._cleared_at = self.tokens + (1 if crash.in_prefill else more)
+        self._cleared_at = math.inf  # until its attempt ends: some tokens are still on their way
 
     def begin_attempt(self) -> None:
         self._began_at = self.tokens
+
+    def end_attempt(self) -> None:
+        if self._cleared_at < math.inf:
+            return
+        made = min(self.tokens - self._began_at, _MOST_MADE)
+        more = made + _TRIAL_TOKENS * _TRIAL_TOKENS_GROWTH ** min(self._severity, 6)
+        self._cleared_at = self.tokens + (1 if self._in_prefill else more)
 
     def clear(self) -> None:
         self._cleared_at = self.tokens
@@ -168,6 +175,7 @@ class Quarantine:
     def end_attempt(self, rid: str, suspicion: Suspicion) -> None:
         if self._open.pop(rid, None) is not None:
             self._note_end(rid)
+        suspicion.end_attempt()
         self._end_trial(suspicion)
 
     def _note_end(self, rid: str) -> None:

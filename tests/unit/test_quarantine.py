@@ -212,8 +212,10 @@ async def test_each_further_crash_makes_the_trial_longer() -> None:
     tokens, seconds = [], []
     for _ in range(4):
         scene.crash("a", "b")
+        scene.end("a")
         tokens.append(a._cleared_at - a.tokens)
         seconds.append(a.trial_s)
+        scene.enter("a", a)
     assert tokens == [2, 2, 16, 128]
     assert seconds == [10.0, 10.0, 20.0, 40.0]
 
@@ -357,13 +359,15 @@ async def test_a_trial_lasts_as_long_as_the_attempt_that_crashed() -> None:
     a = scene.enter("a", tokens=7)
     scene.enter("b")
     scene.crash("a", "b")
-    a.tokens += 3  # it had made three tokens more when the engine crashed
+    a.tokens += 2
     scene.crash("a", "b")
-    assert a._cleared_at == 7 + 3 + 3 + 2
+    a.tokens += 1  # it had made three tokens more when the engine crashed, one was on its way
     scene.end("a")
+    assert a._cleared_at == 7 + 3 + 3 + 2
     await scene.trial("a2", a)
     scene.advances(a, 200)
     scene.enter("a3", a)
     a.tokens += 200
     scene.crash("a3", "b")
+    scene.end("a3")
     assert a._cleared_at == 7 + 3 + 200 + 200 + 8 + 16
