@@ -38,11 +38,14 @@ _ALONE_FROM = 2
 #: it had made when it crashed, up to a limit; and after so many seconds. Both grow with every
 #: further crash.
 _TRIAL_TOKENS, _MOST_MADE = 2, 8
-_TRIAL_S = 10.0
+# A busy machine takes its time for a few tokens; what never makes them must not be waited for.
+_TRIAL_S = 60.0
 _TRIAL_TOKENS_GROWTH, _TRIAL_S_GROWTH = 8, 2
 # Suspects of one crash learn of it one after another: the likeliest is to go first. Those whose
 # client does not read may learn of it much later: nothing is kept for them until then.
 _GATHERING_S, _APPEARING_S = 0.1, 1.0
+#: How long a trial waits for others to leave a worker that is ready.
+_GIVES_WAY_S = 10.0
 #: For so long after its end an attempt may still be in the engine that it was aborted in.
 _LINGERING_S = 5.0
 #: Culprits are remembered, that many and that long.
@@ -296,7 +299,7 @@ class Quarantine:
         """
         now = asyncio.get_running_loop().time()
         suspicion.place_ready_since = suspicion.place_ready_since or now
-        if now - suspicion.place_ready_since < suspicion.trial_s:
+        if now - suspicion.place_ready_since < _GIVES_WAY_S:
             return False
         suspicion.clear()
         self._end_trial(suspicion)

@@ -217,7 +217,7 @@ async def test_each_further_crash_makes_the_trial_longer() -> None:
         seconds.append(a.trial_s)
         scene.enter("a", a)
     assert tokens == [2, 2, 16, 128]
-    assert seconds == [10.0, 10.0, 20.0, 40.0]
+    assert seconds == [60.0, 60.0, 120.0, 240.0]
 
 
 async def test_a_trial_ends_by_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +326,7 @@ async def test_nothing_is_kept_for_one_that_does_not_appear(
 async def test_one_that_waits_too_long_for_an_empty_worker_goes_on_in_company(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(quarantine, "_TRIAL_S", 0.02)
+    monkeypatch.setattr(quarantine, "_GIVES_WAY_S", 0.02)
     scene = Scene()
     a = scene.enter("a")
     scene.enter("b")
