@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pd_eagle.channel import Channel, Traffic
 from pd_eagle.errors import InvalidRequest, NotServing, PdEagleError, StartFailed, WorkerDied
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 engine_output = logging.getLogger("pd_eagle.engine_output")
 
+Result = TypeVar("Result")
 State = Literal["starting", "ready", "suspect", "restarting", "stopping", "failed"]
 
 #: From which state a worker may go to which; anything else is a defect and raises.
@@ -285,17 +286,23 @@ class Worker:
             return
         self.last_error = how
         self.become("failed")
-        death = Death(how, self.rids)
-        # Whatever fails on the way, requests and whoever restarts this worker are told.
-        with contextlib.ExitStack() as told:
-            told.callback(lambda: self._on_death(self, death))
-            told.callback(self._fail_requests, WorkerDied.code, how)
-            told.callback(self._fail_pings, how)
-            try:  # until its host reaps it, which ends with the release
-                status = None if scheduler is None else wait_status(scheduler)
-            finally:
-                self._release()  # takes in the last words
-            death = Death(how, death.rids, self._crash() or crash_by(status) or own_doing)
+        rids = self.rids
+        # Whatever fails on the way, requests and whoever restarts this worker are told. The status
+        # is there until the host reaps its scheduler, which the release lets happen.
+        status = None if scheduler is None else self._surely(wait_status, scheduler)
+        self._surely(self._release)  # takes in the last words
+        crash = self._surely(self._crash) or crash_by(status) or own_doing
+        self._fail_pings(how)
+        self._fail_requests(WorkerDied.code, how)
+        self._surely(self._on_death, self, Death(how, rids, crash))
+
+    def _surely(self, step: Callable[..., Result], *args: Any) -> Result | None:
+        """Return what `step` does; its failure is a defect, and none of the next step's."""
+        try:
+            return step(*args)
+        except Exception:
+            logger.exception("%s: a step after its death failed", self.name)
+            return None
 
     def _crash(self) -> str | None:
         """Return what the engine said of its own end, None if it said nothing."""
@@ -312,7 +319,7 @@ class Worker:
     def _fail_requests(self, code: str, how: str) -> None:
         sinks, self._sinks = self._sinks, {}
         for rid, sink in sinks.items():
-            sink(Failed(rid, code, f"{self.name}: {how}"))
+            self._surely(sink, Failed(rid, code, f"{self.name}: {how}"))
 
     # --- requests
 

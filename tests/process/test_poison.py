@@ -39,6 +39,7 @@ def deaths(stage: Stage) -> int:
     return sum("failed: its " in line for line in stage.journal.lines)
 
 
+@pytest.mark.both_loops
 @pytest.mark.parametrize("script", [POISONED, POISONED_LATE], ids=["at once", "after some tokens"])
 @pytest.mark.parametrize(
     ("roles", "poisoned"),
@@ -138,6 +139,7 @@ async def test_a_client_that_leaves_gives_its_trial_back(forked: Stage) -> None:
     assert await text_of(service, request("x")) == answer_to("x")
 
 
+@pytest.mark.both_loops
 async def test_a_message_that_cannot_be_encoded_fails_its_own_request(forked: Stage) -> None:
     worker = await forked.worker()  # a service's gate would refuse these before
     for value in (10**26, "\ud800", object(), "x" * 2**27):
@@ -155,6 +157,7 @@ async def test_a_message_that_cannot_be_encoded_fails_its_own_request(forked: St
     assert worker.state == "ready"
 
 
+@pytest.mark.both_loops
 async def test_a_worker_that_was_given_up_is_tried_again(forked: Stage) -> None:
     dies = Script(acts={"d": Act("die")})
     policy = replace(POLICY, restarts=replace(RESTARTS, limit=1))
@@ -169,6 +172,7 @@ async def test_a_worker_that_was_given_up_is_tried_again(forked: Stage) -> None:
     assert service.unserved_s == 0.0
 
 
+@pytest.mark.both_loops
 async def test_a_start_that_never_ends_is_ended(forked: Stage) -> None:
     dies = Script(acts={"d": Act("die")})
     policy = replace(POLICY, restarts=replace(RESTARTS, start_timeout_s=1.0))

@@ -163,6 +163,30 @@ def test_a_broken_link_is_not_the_whole_plan() -> None:
     assert service.status == "degraded"
 
 
+def test_a_link_that_broke_once_keeps_nothing_alive() -> None:
+    service = service_of(INFO, INFO, INFO)
+    service._router.broken.add("prefill-0+decode-0")
+    for worker in service.workers:
+        worker.state = "failed"
+    service._on_change()
+    assert service.status == "failed"
+    assert service.unserved_s > 0
+
+
+def test_while_workers_restart_a_failure_is_not_final_before_a_start_could_be_over() -> None:
+    service = service_of(INFO, INFO, INFO)
+    service._supervisor.longest_start_s = 100.0
+    for worker in service.workers:
+        worker.state = "failed"
+    service._on_change()
+    assert service._unserved_since is not None
+    service._unserved_since -= 60.0
+    assert service.failed_share(50.0) > 1
+    service.workers[0].state = "restarting"
+    assert 0.29 < service.failed_share(50.0) < 0.5
+    assert service.failed_share(300.0) < 0.21
+
+
 # --- the door
 
 

@@ -79,3 +79,47 @@ async def test_only_restarts_within_the_window_count(apart_s: float, state: str)
         assert (worker.last_error or "").startswith("given up") is (state == "failed")
     finally:
         await supervisor.stop()
+
+
+async def test_nothing_ends_the_watching(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = RestartPolicy(hang_timeout_s=0.01)
+    supervisor = Supervisor(PLAN, lambda: None, policy)
+    (worker,) = supervisor.workers
+    worker.state = "ready"
+    looks = 0
+
+    async def look(signs: object) -> float:
+        nonlocal looks
+        looks += 1
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pd_eagle.supervisor.SignsOfLife.silence_s", look)
+    watching = asyncio.create_task(supervisor._watch(worker))
+    while looks < 3:
+        await asyncio.sleep(0.001)
+        assert not watching.done()
+    watching.cancel()
+
+
+async def test_whatever_keeps_a_worker_from_starting_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = RestartPolicy(first_delay_s=0.001, longest_delay_s=0.001)
+    supervisor = Supervisor(PLAN, lambda: None, policy)
+    (worker,) = supervisor.workers
+    failures = [ZeroDivisionError("a defect"), OSError("no process"), KeyError("x")]
+    started = asyncio.Event()
+
+    async def start(worker: Worker) -> None:
+        if failures:
+            raise failures.pop(0)
+        worker.become("ready")
+        started.set()
+
+    monkeypatch.setattr(supervisor, "_start", start)
+    worker.state = "failed"
+    supervisor._on_death(worker, Death("a test says so", ()))
+    await asyncio.wait_for(started.wait(), 5)
+    assert str(worker.state) == "ready"
+    assert worker.last_error == "it could not be launched: KeyError: 'x'"
+    await supervisor.stop()

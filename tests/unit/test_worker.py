@@ -17,7 +17,7 @@ from pd_eagle.last_words import crash_by, crash_in, last_exception, wait_status
 from pd_eagle.launch import OutputTail, WorkerProcess
 from pd_eagle.messages import EngineInfo, Failed, Ready, Request, Submit
 from pd_eagle.placement import WorkerPlan
-from pd_eagle.worker import TRANSITIONS, Launch, State, Worker
+from pd_eagle.worker import TRANSITIONS, Death, Launch, State, Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -306,3 +306,36 @@ async def test_waiting_for_the_end_of_output_has_a_limit() -> None:
     output = Output()
     await output.tail.wait_closed(0.01)
     await output.end()
+
+
+# --- a death is told to its end
+
+
+async def test_nothing_stops_a_death_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaths: list[Death] = []
+    one = Worker(PLAN, lambda worker, death: deaths.append(death))
+    one.state = "ready"
+    data, lifeline = socket.socket(), socket.socket()
+    reading, writing = os.pipe()
+    one._process = WorkerProcess(2**22 - 1, data, lifeline, reading)  # nobody's pid
+    one._output = OutputTail(reading, lambda line: None)
+    heard: list[Event] = []
+
+    def broken(event: Event) -> None:
+        raise ZeroDivisionError
+
+    def releasing() -> None:
+        release()
+        raise ZeroDivisionError
+
+    release = one._release
+    monkeypatch.setattr(one, "_release", releasing)
+    monkeypatch.setattr(one, "_crash", lambda: 1 / 0)
+    one._sinks = {"a": broken, "b": heard.append}
+    pong = one._pongs[1] = asyncio.get_running_loop().create_future()
+    one.declare_dead("a test says so")
+    os.close(writing)
+    assert heard == [Failed("b", "worker_died", "decode-0: a test says so")]
+    assert deaths == [Death("a test says so", ("a", "b"), None)]
+    assert isinstance(pong.exception(), WorkerDied)
+    assert (one.state, one.inflight) == ("failed", 0)
