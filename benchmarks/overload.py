@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -44,7 +45,7 @@ def _go_last() -> None:
     os.nice(CLIENT_NICENESS)
     os.setsid()  # where Linux shares the CPU out by session, niceness counts within one alone
     session = Path("/proc/self/autogroup")
-    if session.exists():
+    with contextlib.suppress(OSError):  # EAGAIN: somebody else has just done so
         session.write_text(str(CLIENT_NICENESS))
 
 

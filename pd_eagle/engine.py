@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pd_eagle.cpu.overrides import Override, apply
 from pd_eagle.errors import EngineError, InvalidRequest, Overloaded, StartFailed, TransferFailed
 from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load
+from pd_eagle.run_folder import instance_id
 
 if TYPE_CHECKING:
     import asyncio
@@ -296,7 +297,17 @@ def _with_token_map_file(engine_args: Mapping[str, Any]) -> dict[str, Any]:
 def _engine_class() -> Any:
     from sglang.srt.entrypoints.engine import Engine as SGLangEngine
 
-    return SGLangEngine
+    class NamedEngine(SGLangEngine):  # type: ignore[misc]
+        @classmethod
+        def _launch_scheduler_processes(
+            cls, server_args: Any, port_args: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            # SGLang names its shared memory at random and never removes it (0.5.23): named after
+            # the worker, it can be removed whatever way the engine ended.
+            port_args.instance_id = instance_id(Path(tempfile.gettempdir()))
+            return super()._launch_scheduler_processes(server_args, port_args, *args, **kwargs)
+
+    return NamedEngine
 
 
 def _forking_engine_class() -> Any:

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import asyncio
-    import tempfile
+    from pathlib import Path
+    from typing import Any, Protocol
+
+    class _Folder(Protocol):
+        _finalizer: Any  # weakref.finalize
+
 
 # Held from before a descriptor is made until it is in a table below, and during every fork: else a
 # fork by another thread could fall in between.
@@ -26,7 +31,7 @@ _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 #: Descriptor → inode: the number alone may be another file's by now.
 _pipes: dict[int, int] = {}
 _loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
-_folders: weakref.WeakSet[tempfile.TemporaryDirectory[str]] = weakref.WeakSet()
+_folders: weakref.WeakSet[_Folder] = weakref.WeakSet()
 
 
 def private_socket(family: socket.AddressFamily) -> socket.socket:
@@ -55,10 +60,17 @@ def private_pipe() -> tuple[int, int]:
     return pipe
 
 
-def private_folder(folder: tempfile.TemporaryDirectory[str]) -> tempfile.TemporaryDirectory[str]:
-    """Return `folder`, which will not be removed when a forked child of this process ends."""
+def private_open(path: Path, flags: int) -> int:
+    """Return a descriptor, as `os.open`, that forked children of this process do not have."""
+    with _lock:
+        fd = os.open(path, flags)
+        _pipes[fd] = os.fstat(fd).st_ino
+    return fd
+
+
+def private_folder(folder: _Folder) -> None:
+    """Keep a forked child of this process from removing `folder` when it ends."""
     _folders.add(folder)
-    return folder
 
 
 def private_loop(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
@@ -91,8 +103,7 @@ def _close_in_child() -> None:
             if (held := getattr(loop, name, None)) is not None:
                 held.close()
     for folder in list(_folders):
-        # No public way: `delete=False` came with Python 3.12, and it is for this process too.
-        folder._finalizer.detach()  # type: ignore[attr-defined]
+        folder._finalizer.detach()
     _loops.clear()
     _sockets.clear()
     _pipes.clear()

@@ -125,11 +125,13 @@ class Front:
     async def _make_launcher(self) -> Launcher:
         deployment = self.deployment
         if self._zygote is not None:
-            zygote = ZygoteLauncher(self._zygote)
+            timeout_s = deployment.settings.start_timeout_s
+            zygote = ZygoteLauncher(self._zygote, timeout_s)
             again = partial(
                 spawn, deployment.environment, deployment.front_args(), deployment.stack.preload
             )
-            self._launcher = LastingZygote(zygote, again)  # `stop` may come before it is ready
+            # `stop` may come before it is ready.
+            self._launcher = LastingZygote(zygote, again, timeout_s)
             if not (reason := await zygote.ready()):
                 return self._launcher
             logger.warning("workers are spawned, not forked: %s", reason)

@@ -17,6 +17,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pd_eagle import signals
 from pd_eagle.errors import StartFailed
 from pd_eagle.fork_safety import private_pipe, private_socketpair
 from pd_eagle.orphan import bind_group
@@ -30,6 +31,10 @@ _LAST_LINES = 200
 _LAST_READS = 16
 # A progress bar redraws its line without ever ending it.
 _LONGEST_LINE_BYTES = 64 * 1024
+# A killed process may still be on its way out: 5 s.
+_REAP_TRIES, _REAP_INTERVAL_S = 50, 0.1
+# Whoever cancels a launch wants to go on; a process that comes later is ended all the same.
+_CANCELLED_LAUNCH_S = 2.0
 
 
 class OutputTail:
@@ -184,9 +189,14 @@ async def uninterrupted(launching: Coroutine[Any, Any, WorkerProcess]) -> Worker
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        with contextlib.suppress(StartFailed):
-            (await task).discard()
+        task.add_done_callback(_discard)
+        await asyncio.wait({task}, timeout=_CANCELLED_LAUNCH_S)
         raise
+
+
+def _discard(task: asyncio.Task[WorkerProcess]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().discard()
 
 
 class SpawnLauncher:
@@ -216,13 +226,14 @@ class SpawnLauncher:
 
     def _spawn(self, ends: Ends) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "pd_eagle.worker_main", *map(str, ends.child_fds)]
-        child = subprocess.Popen(
-            command,
-            env=self._environment,
-            pass_fds=ends.child_fds,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with signals.blocked_in_children():
+            child = subprocess.Popen(
+                command,
+                env=self._environment,
+                pass_fds=ends.child_fds,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         bind_group(ends.child_lifeline, child.pid)
         return child
 
@@ -239,6 +250,29 @@ async def _reap(child: subprocess.Popen[bytes], process: WorkerProcess) -> None:
     _, status = os.waitpid(child.pid, 0)  # noqa: ASYNC222 - it has ended: the pidfd said so
     child.returncode = os.waitstatus_to_exitcode(status)
     process.record_exit(status)
+    await reap_group(child.pid)
+
+
+def reap(pid: int) -> int | None:
+    """Return the wait status of a process that has ended; None if it is not our child."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[1]
+    except ChildProcessError:
+        return None
+
+
+async def reap_group(group: int) -> None:
+    """Reap what ends of a dead worker's group, as far as it is ours.
+
+    Orphans come to the first process of a container, which the front may be.
+    """
+    for _ in range(_REAP_TRIES):
+        try:
+            pid, _ = os.waitpid(-group, os.WNOHANG)  # noqa: ASYNC222 - it does not wait
+        except ChildProcessError:
+            return
+        if pid == 0:
+            await asyncio.sleep(_REAP_INTERVAL_S)
 
 
 def when_ended(pid: int, call: Callable[[], None]) -> None:

@@ -13,7 +13,6 @@ import gc
 import importlib
 import logging
 import os
-import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from pd_eagle import deployment as deployments
-from pd_eagle import heap, zygote
+from pd_eagle import heap, signals, zygote
 from pd_eagle.app import make_app
 from pd_eagle.config import Settings
 from pd_eagle.deployment import SGLANG
@@ -44,7 +43,8 @@ _FAILED_POLL_S = 0.25
 
 
 def main(environ: Mapping[str, str], stack: Stack = SGLANG) -> int:
-    """Serve what `environ` asks for until SIGTERM or SIGINT; return the exit code."""
+    """Serve what `environ` asks for until SIGTERM, SIGHUP or SIGINT; return the exit code."""
+    signals.exit_on_stop()
     try:
         settings = Settings.from_env(environ)
         _log_to_stderr(settings.log_level)
@@ -150,7 +150,7 @@ class _Server:
         self._front = Front(deployment, forked)
         self._listener = listener
         self._settings = deployment.settings
-        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._signals = signals.StopSignals()
         app: Any = make_app(self._front)
         if self._front.tracing is not None:
             app = self._front.tracing.over(app)
@@ -158,11 +158,9 @@ class _Server:
         self._http = _QuietServer(config)
 
     async def run(self) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signals.put_nowait, number)
+        self._signals.listen()
         http = asyncio.create_task(self._http.serve([self._listener]))
-        first_signal = asyncio.create_task(self._signals.get())
+        first_signal = asyncio.create_task(self._signals.next())
         failed = asyncio.create_task(self._until_failed())
         starting = asyncio.create_task(self._start())
         try:
@@ -182,6 +180,7 @@ class _Server:
             await asyncio.gather(http, starting, return_exceptions=True)
             if self._front.tracing is not None:  # after the last answer: its span ends with it
                 await asyncio.to_thread(self._front.tracing.shutdown)
+            signals.block()  # the exit code is settled: no late signal is to change it
 
     async def _until_failed(self) -> None:
         while not self._front.failed:  # noqa: ASYNC110 - time makes it so, there is no event
@@ -226,7 +225,7 @@ class _Server:
         starting.cancel()
         logger.info("stopping: running requests have %g s", self._settings.drain_timeout_s)
         draining = asyncio.create_task(self._front.stop(self._settings.drain_timeout_s))
-        second_signal = asyncio.create_task(self._signals.get())
+        second_signal = asyncio.create_task(self._signals.next())
         await asyncio.wait({draining, second_signal}, return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
             logger.warning("second signal: stopping at once")

@@ -9,21 +9,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pd_eagle.errors import PdEagleError, StartFailed
-from pd_eagle.fork_safety import private_folder
 from pd_eagle.last_words import processor_s
 from pd_eagle.restarts import RestartHistory, RestartPolicy
+from pd_eagle.run_folder import RunFolder
 from pd_eagle.signs import SignsOfLife
 from pd_eagle.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from pathlib import Path
 
     from pd_eagle.placement import Plan
     from pd_eagle.worker import Death, Launch
@@ -60,7 +59,7 @@ class Supervisor:
         self._on_change = on_change
         self._on_crash = on_crash
         self._launch: Callable[[str, Path], Launch] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: RunFolder | None = None
         self._starts = itertools.count()
         self._histories = {
             worker.name: RestartHistory(self._policy.window_s) for worker in self.workers
@@ -77,7 +76,7 @@ class Supervisor:
         Raises `StartFailed` of the first that fails, after all others were ended.
         """
         self._launch = launch
-        self._folder = private_folder(tempfile.TemporaryDirectory(prefix="pd_eagle-"))
+        self._folder = await asyncio.to_thread(RunFolder)
         starts = [asyncio.create_task(self._start(worker)) for worker in self.workers]
         try:
             await asyncio.gather(*starts)
@@ -93,7 +92,9 @@ class Supervisor:
     async def _start(self, worker: Worker) -> None:
         assert self._launch is not None
         assert self._folder is not None
-        temp_dir = Path(self._folder.name) / f"{worker.name}-{next(self._starts)}"
+        if worker.temp_dir is not None:
+            await asyncio.to_thread(self._folder.forget, worker.temp_dir)
+        temp_dir = self._folder.path / f"{worker.name}-{next(self._starts)}"
         began = time.monotonic()
         await worker.start(self._launch(worker.name, temp_dir), self._policy.start_timeout_s)
         self.longest_start_s = max(self.longest_start_s, time.monotonic() - began)
@@ -107,7 +108,7 @@ class Supervisor:
         await asyncio.gather(*(worker.stop() for worker in self.workers))
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove()
             self._folder = None
 
     def kill(self) -> None:

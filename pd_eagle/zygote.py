@@ -20,23 +20,28 @@ import socket
 import struct
 import subprocess
 import sys
+import traceback
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pd_eagle import heap
+from pd_eagle import heap, signals
 from pd_eagle.channel import Channel
 from pd_eagle.errors import StartFailed
 from pd_eagle.fork_safety import private_socketpair
-from pd_eagle.launch import Ends, WorkerProcess, uninterrupted, when_ended
+from pd_eagle.launch import Ends, WorkerProcess, reap, reap_group, uninterrupted, when_ended
 from pd_eagle.orphan import bind_group, lead_group_bound_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 logger = logging.getLogger(__name__)
+
+# A fork takes milliseconds, on a machine out of memory seconds.
+_FORK_TIMEOUT_S = 60.0
+_CLOSE_TIMEOUT_S = 5.0
 
 #: The step that makes a zygote for SGLang engines; its argument is their engine arguments.
 PRELOAD = "pd_eagle.engine:preload"
@@ -88,6 +93,7 @@ def _prepare(step: str, argument: Any) -> None:
 
 def run(requests: socket.socket, answers: socket.socket, lifeline: socket.socket) -> None:
     """Be the zygote until `requests` hangs up; never returns."""
+    signals.block()
     _adopt_orphans()
     _Zygote(requests, answers, lifeline).serve()
     os._exit(0)
@@ -113,7 +119,6 @@ class _Zygote:
         self._wakeup, self._wakeup_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def serve(self) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
         self._answer(Imported(why_not_fork()))
@@ -165,14 +170,18 @@ class _Zygote:
         if pid:
             self._workers.add(pid)
             return pid
-        self._become_worker(data_fd, lifeline_fd, log_fd)
-        raise AssertionError("a worker never returns")
+        try:
+            self._become_worker(data_fd, lifeline_fd, log_fd)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)  # whatever failed, it must not go on as a second zygote
 
     def _become_worker(self, data_fd: int, lifeline_fd: int, log_fd: int) -> None:
         from pd_eagle import worker_main
 
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGCHLD):
+        for number in (*signals.STOP, signal.SIGCHLD):  # the stop signals stay blocked
             signal.signal(number, signal.SIG_DFL)
         for fd in (self._wakeup, self._wakeup_writer):
             os.close(fd)
@@ -213,12 +222,13 @@ def fork_from_here(argument: Any, step: str = PRELOAD) -> ZygoteProcess:
     if reason := why_not_fork():
         raise StartFailed(f"the zygote cannot be forked from this process: {reason}")
     ours, its = _socketpairs(socket.socketpair)
-    pid = os.fork()
-    if pid == 0:
-        for end in ours:
-            end.close()
-        lead_group_bound_to(its[2])
-        run(*its)
+    with signals.blocked_in_children():
+        pid = os.fork()
+        if pid == 0:
+            for end in ours:
+                end.close()
+            lead_group_bound_to(its[2])
+            run(*its)
     for end in its:
         end.close()
     return ZygoteProcess(pid, *ours)
@@ -231,13 +241,14 @@ def spawn(environment: Mapping[str, str], argument: Any, step: str = PRELOAD) ->
     """
     ours, its = _socketpairs(private_socketpair)
     fds = [end.fileno() for end in its]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "pd_eagle.zygote", *map(str, fds), step, json.dumps(argument)],
-        env=dict(environment),
-        pass_fds=fds,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with signals.blocked_in_children():
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pd_eagle.zygote", *map(str, fds), step, json.dumps(argument)],
+            env=dict(environment),
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     bind_group(its[2], child.pid)
     child.returncode = 0  # reaped by pid below, not by Popen
     for end in its:
@@ -257,10 +268,14 @@ def _socketpairs(
 
 
 class ZygoteLauncher:
-    """Asks a zygote for workers. Raises `StartFailed` when it is gone or may not fork."""
+    """Asks a zygote for workers. Raises `StartFailed` when it is gone or may not fork, or when it
+    does not answer in time: then it is killed. `imports_timeout_s` is how long it may import.
+    """
 
-    def __init__(self, process: ZygoteProcess) -> None:
+    def __init__(self, process: ZygoteProcess, imports_timeout_s: float | None = None) -> None:
         self._process = process
+        self._imports_timeout_s = imports_timeout_s
+        self._closing = False
         self._channel: Channel[FromZygote] = Channel(FromZygote, self._on_message, self._on_eof)
         self._imported: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._forking = asyncio.Lock()
@@ -268,11 +283,17 @@ class ZygoteLauncher:
         self._workers: dict[int, WorkerProcess] = {}
         self._early_exits: dict[int, int] = {}
         self._gone = asyncio.Event()
+        self._reaping: set[asyncio.Task[None]] = set()
 
     async def ready(self) -> str | None:
         """Wait for the zygote's imports; return why it may not fork, None if it may."""
         await self._channel.attach(self._process.answers)
-        return await self._imported
+        try:
+            async with asyncio.timeout(self._imports_timeout_s):
+                return await self._imported
+        except TimeoutError:
+            why = f"no imports within {self._imports_timeout_s:g} s (START_TIMEOUT_S)"
+            raise self._hangs(why) from None
 
     async def launch(self) -> WorkerProcess:
         return await uninterrupted(self._launch())
@@ -300,7 +321,18 @@ class ZygoteLauncher:
         finally:
             ends.close_child_ends()
         self._forked = asyncio.get_running_loop().create_future()
-        return await self._forked
+        try:
+            async with asyncio.timeout(_FORK_TIMEOUT_S):
+                return await self._forked
+        except TimeoutError:
+            raise self._hangs(f"no fork within {_FORK_TIMEOUT_S:g} s") from None
+
+    def _hangs(self, why: str) -> StartFailed:
+        """Kill the zygote; its workers live on."""
+        logger.error("the zygote (pid %d) is killed: %s", self._process.pid, why)
+        self._gone.set()
+        self._process.lifeline.close()
+        return StartFailed(f"the zygote hangs: {why}")
 
     def _on_message(self, message: FromZygote) -> None:
         match message:
@@ -309,10 +341,12 @@ class ZygoteLauncher:
                     self._imported.set_result(unsafe)
             case Forked(pid):
                 assert self._forked is not None
-                self._forked.set_result(pid)
+                if not self._forked.done():  # else it came too late, and the zygote is killed
+                    self._forked.set_result(pid)
             case Refused(reason):
                 assert self._forked is not None
-                self._forked.set_exception(StartFailed(f"the zygote may not fork: {reason}"))
+                if not self._forked.done():
+                    self._forked.set_exception(StartFailed(f"the zygote may not fork: {reason}"))
             case Exited(pid, status):
                 if pid in self._workers:
                     self._workers.pop(pid).record_exit(status)
@@ -326,26 +360,45 @@ class ZygoteLauncher:
             if waiting is not None and not waiting.done():
                 waiting.set_exception(gone)
         for process in self._workers.values():  # they live on; nobody else says when they end
-            when_ended(process.pid, partial(process.record_exit, None))
+            when_ended(process.pid, partial(self._record_exit, process))
+
+    def _record_exit(self, process: WorkerProcess) -> None:
+        task = asyncio.get_running_loop().create_task(self._reap(process))
+        self._reaping.add(task)
+        task.add_done_callback(self._reaping.discard)
+
+    async def _reap(self, process: WorkerProcess) -> None:
+        process.record_exit(reap(process.pid))
+        await reap_group(process.pid)
 
     @property
     def gone(self) -> bool:
         return self._gone.is_set()
 
     async def close(self) -> None:
-        """End the zygote, and whatever was forked from it and still runs."""
+        """End the zygote, and whatever was forked from it and still runs.
+
+        It is asked first, and killed after a few seconds; at once by a second call.
+        """
         self._process.requests.close()
-        if self._imported.cancelled() or not self._imported.done():
-            self._process.lifeline.close()  # it does not listen yet
+        if self._closing or self._imported.cancelled() or not self._imported.done():
+            self._process.lifeline.close()  # it does not listen, or not yet
+        self._closing = True
         ended = asyncio.Event()
         when_ended(self._process.pid, ended.set)
-        await ended.wait()
+        try:
+            await asyncio.wait_for(ended.wait(), _CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            logger.warning("the zygote (pid %d) does not end: it is killed", self._process.pid)
+            self._process.lifeline.close()
+            await ended.wait()  # nothing survives SIGKILL, a stopped process neither
         self._process.lifeline.close()
         self._channel.close()
         self._process.answers.close()
         for process in self._workers.values():
             process.kill_group()
             await process.exited.wait()
+        await asyncio.gather(*self._reaping)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._process.pid, 0)  # noqa: ASYNC222 - it has ended
 
@@ -356,8 +409,14 @@ class LastingZygote:
     Workers of the dead one live on. Raises `StartFailed` as `ZygoteLauncher` does.
     """
 
-    def __init__(self, first: ZygoteLauncher, again: Callable[[], ZygoteProcess]) -> None:
+    def __init__(
+        self,
+        first: ZygoteLauncher,
+        again: Callable[[], ZygoteProcess],
+        imports_timeout_s: float | None = None,
+    ) -> None:
         self._zygotes = [first]
+        self._imports_timeout_s = imports_timeout_s
         self._again = again
         self._renewing = asyncio.Lock()
 
@@ -371,7 +430,7 @@ class LastingZygote:
         logger.warning("the zygote died: a new one is made")
         making = asyncio.create_task(asyncio.to_thread(self._again))
         try:
-            zygote = ZygoteLauncher(await asyncio.shield(making))
+            zygote = ZygoteLauncher(await asyncio.shield(making), self._imports_timeout_s)
         except asyncio.CancelledError:
             (await making).discard()
             raise

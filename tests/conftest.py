@@ -33,7 +33,7 @@ _LOOPS_FOR_ALL = "PD_EAGLE_TEST_LOOPS"
 # Where the package may block the loop, and why that is right: one small folder a start, before
 # and after anything is served; a few hundred bytes into an empty socket buffer.
 _MAY_BLOCK = (
-    ("/tempfile.py", {"mkdtemp", "cleanup"}),
+    ("pd_eagle/run_folder.py", {"remove"}),
     ("pd_eagle/worker.py", {"start"}),
     ("pd_eagle/worker_main.py", {"send_spec"}),
 )

@@ -27,8 +27,10 @@ import msgspec
 from pd_eagle.deployment import Stack
 from pd_eagle.errors import EngineError, InvalidRequest, ModelNotFound, StartFailed
 from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load, Request
+from pd_eagle.run_folder import instance_id
 from pd_eagle.service import new_rid
 from pd_eagle.tool_parsers import ToolParser
+from tests.process.processes import MARK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -41,6 +43,7 @@ PRELOAD = "tests.scripted:preload"
 PRELOAD_WITH_THREAD = "tests.scripted:preload_with_thread"
 PRELOAD_FOR_EVER = "tests.scripted:preload_for_ever"
 PRELOAD_FAILS = "tests.scripted:preload_fails"
+PRELOAD_BREAKS_WORKERS = "tests.scripted:preload_breaks_workers"
 STACK = Stack(FACTORY, PRELOAD, "tests.scripted:ScriptedOpenAI")
 
 VOCAB_SIZE = 256
@@ -78,13 +81,15 @@ class Act(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How the engine behaves. `acts` are keyed by the first character of a prompt.
 
-    `hang` in `start` is a start that never ends; `schedulers` is how many children it forks.
+    `hang` in `start` is a start that never ends; `schedulers` is how many children it forks;
+    `shared_memory` is left behind, as SGLang's engines leave it.
     """
 
     start: Literal["ready", "raise", "fail", "exit", "die", "hang"] = "ready"
     shutdown: Literal["end", "hang"] = "end"
     last_words: list[str] = []
     schedulers: int = 0
+    shared_memory: bool = False
     max_total_tokens: int = 4096
     context_length: int = 1024
     acts: dict[str, Act] = {}
@@ -138,9 +143,21 @@ def preload_with_thread(argument: Any) -> None:
 
 def preload_for_ever(argument: str) -> None:
     """Prepare a zygote for ever; the path in `argument`, if any, gets a word at its begin."""
-    if argument:
+    if argument and isinstance(argument, str):
         Path(argument).write_text("preparing")
-    signal.pause()
+    sys.stderr.write("preparing for ever\n")
+    while True:
+        signal.pause()
+
+
+def preload_breaks_workers(argument: Any) -> None:
+    """Prepare a zygote whose children fail before they are workers."""
+    from pd_eagle import worker_main
+
+    def run(*_: object, **__: object) -> None:
+        raise OSError("the script says that a worker cannot begin")
+
+    worker_main.run = run
 
 
 def preload_fails(argument: Any) -> None:
@@ -153,6 +170,9 @@ def start(engine_args: Mapping[str, Any], *, fork: bool) -> ScriptedEngine:
     script = msgspec.convert(engine_args.get("script", {}), Script)
     for words in script.last_words:
         say(words)
+    if script.shared_memory:
+        name = instance_id(Path(os.environ["TMPDIR"]))
+        Path(f"/dev/shm/sglang_loads_{name}_{os.environ[MARK]}.shm").touch()
     match script.start:
         case "raise":
             raise RuntimeError("the script says that the engine cannot start")

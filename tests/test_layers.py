@@ -33,7 +33,7 @@ fit tuning speculation placement advice
 engine_args
 doctor
 deployment
-channel fork_safety orphan launch last_words engine_metrics
+channel fork_safety orphan signals run_folder launch last_words engine_metrics
 engine worker_main zygote
 worker
 own_time signs

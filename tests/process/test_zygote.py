@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from asyncio import create_task
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,14 +19,21 @@ import pytest
 
 from pd_eagle import zygote
 from pd_eagle.errors import StartFailed
-from pd_eagle.zygote import Exited, Forked, Imported, ZygoteLauncher, ZygoteProcess
+from pd_eagle.zygote import (
+    Exited,
+    Forked,
+    Imported,
+    LastingZygote,
+    ZygoteLauncher,
+    ZygoteProcess,
+)
 from tests import scripted
 from tests.process import processes
 from tests.process.stage import Stage, request
 from tests.scripted import Script, answer_to
 
 
-async def spawn(step: str) -> ZygoteProcess:
+async def spawn(step: str = scripted.PRELOAD) -> ZygoteProcess:
     return await asyncio.to_thread(zygote.spawn, os.environ, "", step)
 
 
@@ -213,3 +221,62 @@ async def test_an_exit_may_be_told_before_its_fork() -> None:
     for end in (process.data, process.lifeline):
         end.close()
     os.close(process.output_fd)
+
+
+async def test_a_child_that_cannot_become_a_worker_is_no_second_zygote() -> None:
+    launcher = ZygoteLauncher(await spawn(scripted.PRELOAD_BREAKS_WORKERS))
+    await launcher.ready()
+    for _ in range(2):
+        process = await launcher.launch()
+        await process.exited.wait()
+        assert process.describe_exit() == "exited with code 1"
+        process.discard()
+    await launcher.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zygote, "_FORK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(zygote, "_CLOSE_TIMEOUT_S", 0.3)
+
+
+async def test_one_that_hangs_is_killed_and_its_workers_live_on(
+    forked: Stage, impatient: None
+) -> None:
+    worker = await forked.worker()
+    os.kill(pid_of(forked), signal.SIGSTOP)
+    with pytest.raises(StartFailed, match=r"the zygote hangs: no fork within 0\.3 s"):
+        await forked.worker(name="unified-1")
+    assert not processes.still_alive([pid_of(forked)], timeout_s=2)
+    with pytest.raises(StartFailed, match="the zygote is gone"):
+        await forked.worker(name="unified-2")
+    delta = await forked.submit(worker, request("x", 1)).delta()
+    assert delta.text == answer_to("x", 1)
+
+
+async def test_one_that_hangs_is_replaced(impatient: None) -> None:
+    first = ZygoteLauncher(await spawn())
+    await first.ready()
+    again = partial(zygote.spawn, os.environ, None, scripted.PRELOAD)
+    launcher = LastingZygote(first, again)
+    os.kill(first._process.pid, signal.SIGSTOP)
+    with pytest.raises(StartFailed, match="the zygote hangs"):
+        await launcher.launch()
+    process = await launcher.launch()
+    process.discard()
+    await launcher.close()
+
+
+async def test_one_whose_imports_hang_is_killed() -> None:
+    launcher = ZygoteLauncher(await spawn(scripted.PRELOAD_FOR_EVER), 0.5)
+    with pytest.raises(StartFailed, match=r"no imports within 0\.5 s \(START_TIMEOUT_S\)"):
+        await launcher.ready()
+    assert not processes.still_alive([launcher._process.pid], timeout_s=2)
+    await launcher.close()
+
+
+async def test_one_that_hangs_does_not_keep_its_close(impatient: None) -> None:
+    launcher = ZygoteLauncher(await spawn())
+    await launcher.ready()
+    os.kill(launcher._process.pid, signal.SIGSTOP)
+    await launcher.close()

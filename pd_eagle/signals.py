@@ -1,0 +1,82 @@
+"""Signals that ask a process tree to stop: the front alone acts on them.
+
+systemd, a terminal and `timeout` send them to every process of a group at once. Whoever else heard
+them would end before the running requests have. It does not know what a stop consists of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STOP = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+# `timeout`, and a shell whose terminal closes, send their signal to a process and then to its
+# group: what comes together is one wish.
+_TOGETHER_S = 0.1
+
+
+@contextlib.contextmanager
+def blocked_in_children() -> Iterator[None]:
+    """Whatever this thread starts within the block never gets a stop signal, nor do its children.
+
+    A mask, not a handler: it is there before the first line of the new process, survives `exec`,
+    and SGLang's own handlers, which it adds with the first request (0.5.23), change nothing.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def block() -> None:
+    """Never get a stop signal from here on, nor any process or thread that is made from here."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+
+
+def exit_on_stop() -> None:
+    """End with code 0 at a stop signal, as long as there is nothing that has to be stopped.
+
+    The first process of a container gets no signal that it has no handler for.
+    """
+    for number in _heard():
+        signal.signal(number, _exit)
+
+
+def _exit(number: int, frame: object) -> NoReturn:
+    sys.stderr.write(f"pd_eagle: {signal.Signals(number).name} during the start\n")
+    sys.exit(0)
+
+
+def _heard() -> Iterator[signal.Signals]:
+    for number in STOP:
+        # nohup and its like: the process is to survive its terminal.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            yield number
+
+
+class StopSignals:
+    """The stop signals that come to the running loop, each with those that came with it."""
+
+    def __init__(self) -> None:
+        self._came: asyncio.Queue[signal.Signals] = asyncio.Queue()
+
+    def listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in _heard():
+            loop.add_signal_handler(number, self._came.put_nowait, number)
+
+    async def next(self) -> signal.Signals:
+        """Wait for a signal, and for those that belong to it; return the first."""
+        first = await self._came.get()
+        await asyncio.sleep(_TOGETHER_S)
+        while not self._came.empty():
+            self._came.get_nowait()
+        return first
