@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import subprocess
@@ -45,7 +44,7 @@ def _go_last() -> None:
     os.nice(CLIENT_NICENESS)
     os.setsid()  # where Linux shares the CPU out by session, niceness counts within one alone
     session = Path("/proc/self/autogroup")
-    with contextlib.suppress(OSError):  # EAGAIN: somebody else has just done so
+    if session.exists():
         session.write_text(str(CLIENT_NICENESS))
 
 
