@@ -174,6 +174,7 @@ class _SGLangEngine:
             snapshot_at=min(s.timestamp for s in snapshots),
             running=sum(s.num_running_reqs for s in snapshots),
             waiting=sum(s.num_waiting_reqs for s in snapshots),
+            awaiting_partner=sum(_awaiting_partner(s.disaggregation) for s in snapshots),
             used_tokens=sum(s.num_used_tokens for s in snapshots),
             queued=sum(map(_queued, snapshots)),
             max_running=sum(s.max_running_requests for s in snapshots),
@@ -204,6 +205,12 @@ def _schedulers(children: list[int], detokenizers: int) -> list[int]:
     Several detokenizers have a router process beside them (SGLang 0.5.23).
     """
     return children[: -(detokenizers + 1 if detokenizers > 1 else 1)]
+
+
+def _awaiting_partner(queues: Any) -> int:
+    if queues is None:
+        return 0
+    return int(queues.prefill_bootstrap_queue_reqs + queues.decode_prealloc_queue_reqs)
 
 
 _TOKENIZER_DEFAULTS: dict[str, Any] = {

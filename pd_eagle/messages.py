@@ -72,13 +72,15 @@ class Load(Struct, frozen=True, omit_defaults=True):
 
     `snapshot_at` is the scheduler's wall clock in seconds; a stale one is the sign of a hang.
     `max_running` is how many requests the engine runs at once at most, 0 if unknown. `queued`
-    are those of `waiting` that wait for this engine itself, not for the other half. With EAGLE:
-    tokens a verification, and accepted tokens of those drafted.
+    are those of `waiting` that wait for this engine itself, `awaiting_partner` those that have not
+    heard of their other half. With EAGLE: tokens a verification, and accepted tokens of those
+    drafted.
     """
 
     snapshot_at: float
     running: int = 0
     waiting: int = 0
+    awaiting_partner: int = 0
     used_tokens: int = 0
     max_running: int = 0
     queued: int = 0

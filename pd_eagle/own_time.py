@@ -11,14 +11,15 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
 #: At least this share of the wall clock's time counts, so that every limit is one: what hangs on
 #: the busiest machine is found within ten times as long.
-_LEAST_SHARE = 0.1
+LEAST_SHARE = 0.1
+_LOOK_S = 0.5
 
 _Waits = dict[tuple[int, str], int]
 
@@ -52,7 +53,7 @@ class OwnTime:
         passed_s = now - self._read_at
         # The one that waited longest: the others may have waited for it.
         waited = max((ns - self._before.get(key, 0) for key, ns in waits.items()), default=0)
-        own_s = max(passed_s - waited / 1e9, passed_s * _LEAST_SHARE)
+        own_s = max(passed_s - waited / 1e9, passed_s * LEAST_SHARE)
         self.elapsed_s += min(own_s, most_s)
         self._read_at, self._before = now, waits
         return self.elapsed_s
@@ -78,6 +79,24 @@ def with_children(pids: Iterable[int]) -> list[int]:
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
             found += [child for child in map(int, children) if child not in found]
     return found
+
+
+async def limited(work: Coroutine[Any, Any, None], pids: Iterable[int], limit_s: float) -> None:
+    """Await `work`; raises `TimeoutError` when it takes more than `limit_s` of the own time of
+    `pids`, which is at most ten times as long by the clock.
+    """
+    clock = await measure(pids)
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            # Often: those who wait take turns, and of one look only the longest wait is known.
+            await asyncio.wait({task}, timeout=min(_LOOK_S, max(limit_s - clock.elapsed_s, 0.01)))
+            if not task.done() and await asyncio.to_thread(clock.read) >= limit_s:
+                raise TimeoutError
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    task.result()
 
 
 async def measure(pids: Iterable[int]) -> OwnTime:

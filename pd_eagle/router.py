@@ -40,6 +40,9 @@ class Pair:
     def workers(self) -> tuple[Worker, ...]:
         return (self.prefill, self.decode) if self.prefill else (self.decode,)
 
+    def has(self, name: str) -> bool:
+        return any(worker.name == name for worker in self.workers)
+
     def open_room(self) -> Bootstrap | None:
         """Return a new room at the prefill worker, which must be the one that gets the request."""
         if self.prefill is None or self.prefill.bootstrap_port is None:

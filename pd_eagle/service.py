@@ -13,9 +13,10 @@ import time
 import uuid
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from pd_eagle import bottleneck, gate, handoff, speculation
+from pd_eagle import bottleneck, gate, handoff, own_time, speculation
 from pd_eagle.admission import Admission, Limits
 from pd_eagle.canary import Canary
 from pd_eagle.eagle_rules import EagleRules
@@ -29,6 +30,7 @@ from pd_eagle.errors import (
 )
 from pd_eagle.messages import Request, fingerprint
 from pd_eagle.metrics import Metrics
+from pd_eagle.own_time import LEAST_SHARE
 from pd_eagle.prefill_window import PrefillWindows
 from pd_eagle.quarantine import Quarantine, Suspicion
 from pd_eagle.restarts import RestartPolicy
@@ -111,7 +113,9 @@ class Service:
         self._supervisor = Supervisor(plan, self._on_change, policy.restarts, self._on_crash)
         self._quarantine = Quarantine(self._supervisor.blame, self._on_change)
         self._router = Router(self.workers)
-        self._canary = Canary(self._router, self.probe, self._on_change, policy.canary_interval_s)
+        self._canary = Canary(
+            self._router, self.workers, self.probe, self._on_change, policy.canary_interval_s
+        )
         self.windows = PrefillWindows(policy.prefill_window_tokens)
         self._roles = bottleneck.Watch(plan)
         self.admission = Admission(Limits(1, 1, 0, policy.queue_timeout_s))
@@ -253,7 +257,19 @@ class Service:
     # --- requests
 
     async def probe(self, pair: Pair, timeout_s: float = 120.0) -> None:
-        """Carry a prompt over `pair` and take one step of its decode engine."""
+        """Carry a prompt over `pair` and take one step of its decode engine.
+
+        `timeout_s` is of the workers' own time. Raises what the request fails with.
+        """
+        pids = [pid for worker in pair.workers for pid in worker.pids]
+        try:
+            await own_time.limited(self._carry(pair, timeout_s / LEAST_SHARE), pids, timeout_s)
+        except TimeoutError:
+            raise DeadlineExceeded(f"no token within {timeout_s:.0f} s") from None
+        self._canary.carried(pair)
+        logger.debug("%s carried a token end to end", pair.name)
+
+    async def _carry(self, pair: Pair, timeout_s: float) -> None:
         # The first token is prefill's. And the first step of all may have kernels to compile, on a
         # GPU for ten seconds and more.
         params = {"max_new_tokens": 2, "ignore_eos": True, "temperature": 0}
@@ -262,8 +278,6 @@ class Service:
         async with aclosing(handoff.run(pair, request, deadline)) as deltas:
             async for _ in deltas:
                 pass
-        self._canary.carried(pair)
-        logger.debug("%s carried a token end to end", pair.name)
 
     async def _first_probe(self, pair: Pair) -> None:
         for tries_left in reversed(range(_FIRST_PROBES)):
@@ -337,10 +351,11 @@ class Service:
                         pair,
                         asked,
                         deadline,
-                        turn.releasing(watch.phase),
+                        turn.releasing(partial(self._on_phase, watch, rid, pair)),
                         watch.aborted,
                         first_early=early,
                     )
+                    self._canary.began(rid, pair)
                     self._quarantine.begin(rid, suspicion)
                     try:
                         async with aclosing(attempt) as deltas:
@@ -355,7 +370,6 @@ class Service:
                                     watch.finished(seen.meta)
                                 yield seen
                                 if seen.finished:
-                                    self._canary.carried(pair)
                                     return
                     except (WorkerDied, TransferFailed) as error:
                         self._note_failure(pair, error)
@@ -369,6 +383,7 @@ class Service:
                     finally:
                         turn.release()
                         self._quarantine.end_attempt(rid, suspicion)
+                        self._canary.ended(rid)
                     rid = new_rid()
             finally:
                 self._quarantine.close(suspicion)
@@ -405,6 +420,13 @@ class Service:
             self._idle.clear()
         else:
             self._idle.set()
+
+    def _on_phase(
+        self, watch: RequestWatch, rid: str, pair: Pair, phase: str, took_s: float
+    ) -> None:
+        watch.phase(phase, took_s)
+        if phase == "first_delta":  # of decode: the KV has come over the link
+            self._canary.first_token(rid, pair)
 
     def _note_failure(self, pair: Pair, error: PdEagleError) -> None:
         if isinstance(error, TransferFailed):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from pd_eagle import own_time
+from pd_eagle import canary, own_time
 from pd_eagle.errors import DeadlineExceeded, NotServing, TransferFailed, WorkerDied
 from pd_eagle.messages import Load
 from pd_eagle.restarts import RestartPolicy
@@ -260,6 +260,7 @@ def _as_if_the_machine_were_busy(monkeypatch: pytest.MonkeyPatch, pid: int) -> N
     )
 
 
+@pytest.mark.timeout(90)
 @pytest.mark.both_loops
 async def test_one_that_does_not_get_a_processor_is_not_replaced(
     forked: Stage, monkeypatch: pytest.MonkeyPatch
@@ -276,6 +277,7 @@ async def test_one_that_does_not_get_a_processor_is_not_replaced(
     assert service.workers[1].restarts == 0
 
 
+@pytest.mark.timeout(90)
 @pytest.mark.both_loops
 async def test_one_that_hangs_is_replaced_on_the_busiest_machine(
     forked: Stage, monkeypatch: pytest.MonkeyPatch
@@ -318,6 +320,27 @@ async def test_a_link_that_a_new_decode_worker_does_not_mend(forked: Stage) -> N
     assert_undisturbed(await waiting, "x")
     assert [worker.restarts for worker in service.workers] == [1, 1]
     assert service.retried == 0  # nobody was sent over a link that was not seen to work
+    assert service.status == "ready"
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.both_loops
+async def test_a_silent_link_is_found_while_requests_are_open_on_it(
+    forked: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary, "_PROBE_TIMEOUT_S", 0.1)
+    # From its second probe on prefill says nothing at all, to nobody.
+    silent = Script(acts={"\0": Act("hang", skip=1), "x": Act("hang")})
+    policy = replace(POLICY, canary_interval_s=0.5)
+    service = await forked.service(
+        "prefill", "decode", scripts={"prefill-0": [silent, READY]}, policy=policy
+    )
+    waiting = create_task(deltas_of(service, request("x")))
+    await forked.journal.line(r"prefill-0\+decode-0 did not carry a token \(1 in a row\)")
+    assert service._router.broken
+    assert not waiting.done()
+    await forked.journal.line("prefill-0 failed: the link of .* stays broken")
+    assert_undisturbed(await waiting, "x")
     assert service.status == "ready"
 
 
