@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -21,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from pd_eagle import api_keys
 from pd_eagle.errors import InvalidRequest, ModelNotFound, NotServing, PdEagleError, openai_error
 from pd_eagle.turns import Turns
 
@@ -276,8 +276,9 @@ class _Routes:
         key = self._front.api_key
         if key is None:
             return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not secrets.compare_digest(given.encode(), key.encode()):
+        given = request.headers.get("authorization", "")
+        # Starlette reads headers as Latin-1: these are the bytes as they were sent, UTF-8 or not.
+        if not api_keys.carries_one(key, given.encode("latin-1")):
             raise HTTPException(401, "wrong or missing key: wanted 'Authorization: Bearer KEY'")
 
 

@@ -88,7 +88,11 @@ class Settings:
     served_model_name: str | None = _setting(
         forms.TEXT, "The model's name in the API.", shown="the model's own path"
     )
-    api_key: str | None = _setting(forms.TEXT, "Key that every request must carry.", secret=True)
+    api_key: str | None = _setting(
+        forms.KEYS,
+        "Key that every request must carry, or several with commas between.",
+        secret=True,
+    )
     log_level: str = _setting(
         forms.one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
         "Our log level and the engines'.",
@@ -284,13 +288,16 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Read the settings from variables; an empty variable is an unset one.
+        """Read the settings from variables; an empty variable is an unset one, but for a secret's:
+        who meant to protect the service must not find it open.
 
         Raises SettingsError with a line for each bad value and each unknown name of ours.
         """
         by_variable = {row.variable: row for row in TABLE}
         given = {
-            name: value for name, value in environ.items() if name in by_variable and value != ""
+            name: value
+            for name, value in environ.items()
+            if name in by_variable and (value != "" or by_variable[name].secret)
         }
         unknown = [
             suggestion(name, by_variable)

@@ -39,6 +39,13 @@ def _text(value: object) -> str:
     return text
 
 
+def _keys(value: object) -> str:
+    keys = [key.strip() for key in _text(value).split(",")]
+    if not all(keys) or any(len(key.split()) != 1 for key in keys):
+        raise ValueError(keys)
+    return ",".join(keys)
+
+
 def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -78,6 +85,7 @@ def _url(value: object) -> str:
 
 
 TEXT = Form("some text", _text)
+KEYS = Form("one key or several with commas between, none empty or with a blank in it", _keys)
 PATH = Form("a path or a Hugging Face name", _text)
 URL = Form("an http:// or https:// URL, or host:port", _url)
 FILE = Form("the path of a file", _text)

@@ -23,7 +23,7 @@ PACKAGE = "pd_eagle"
 
 # Each module imports only from those above it. `cpu` and `demo` are whole packages.
 LAYERS = """
-version errors messages heap json_size bounds
+version errors messages heap api_keys json_size bounds
 cpu.overrides cpu
 demo
 forms unknown_names tool_parsers known_models measured config

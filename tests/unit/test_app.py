@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pd_eagle.api_keys import carries_one
 from pd_eagle.app import MAX_BODY_BYTES, make_app
 from pd_eagle.errors import (
     DeadlineExceeded,
@@ -383,6 +384,27 @@ async def test_the_key_must_be_right(
     if status == 401:
         assert error_of(answer.json()) == ("authentication_error", "invalid_api_key")
         assert "secret" not in answer.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        (b"Bearer one", 200),
+        (b"bearer one", 200),
+        (b"BEARER  one ", 200),
+        ("Bearer zwei-\u00fc".encode(), 200),
+        ("Bearer zwei-\u00fc".encode("latin-1"), 401),
+        (b"Bearer one,zwei", 401),
+        (b"Bearer three", 401),
+        (b"Basic one", 401),
+        (b"one", 401),
+        (b"Bearer", 401),
+        (b"", 401),
+        (b"\xff\xfe one", 401),
+    ],
+)
+def test_several_keys_in_any_alphabet(given: bytes, status: int) -> None:
+    assert carries_one("one,zwei-\u00fc", given) is (status == 200)
 
 
 async def test_health_needs_no_key(app: Starlette, front: ScriptedFront) -> None:
