@@ -255,16 +255,20 @@ class _Routes:
 
     async def _generate(self, endpoint: Endpoint, http: Request) -> Response:
         openai = self._openai(http)
+        client = http.client.host if http.client else "unknown"
+        with self._front.door(client):
+            pass  # refused before it is read, if it would be refused now
+        body = await _read_body(http)  # one that is only half there takes nobody's place
         with ExitStack() as stack:
-            stack.enter_context(self._front.door(http.client.host if http.client else "unknown"))
-            request = await openai.parse(endpoint, await _read_body(http), http)
+            stack.enter_context(self._front.door(client))
+            request = await openai.parse(endpoint, body, http)
             if request.stream:
                 events = await openai.stream(endpoint, request, http)
                 return EventStream(events, stack.pop_all())
-            body = await _unless_gone(openai.answer(endpoint, request, http), http.receive)
-            if body is None:
+            answer = await _unless_gone(openai.answer(endpoint, request, http), http.receive)
+            if answer is None:
                 return Response(status_code=499)  # nobody is there to read it
-            return Response(body, media_type="application/json")
+            return Response(answer, media_type="application/json")
 
     def _openai(self, request: Request) -> OpenAI:
         self._authorize(request)

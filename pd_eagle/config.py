@@ -216,6 +216,23 @@ class Settings:
     request_timeout_s: float = _setting(
         forms.seconds(zero=False), "How long a request may take in all.", 600.0
     )
+    headers_timeout_s: float = _setting(
+        forms.seconds(zero=False), "How long a client may take to send a request's headers.", 30.0
+    )
+    max_headers_bytes: int = _setting(
+        forms.whole(1024), "Size of a request's headers; more get 431.", 64 * 1024
+    )
+    body_timeout_s: float = _setting(
+        forms.seconds(zero=False), "How long a client may take to send a request's body.", 60.0
+    )
+    write_timeout_s: float = _setting(
+        forms.seconds(zero=False),
+        "A client that leaves what it was sent unread for this long is disconnected.",
+        120.0,
+    )
+    keep_alive_s: float = _setting(
+        forms.seconds(zero=False), "How long an idle connection stays open.", 120.0
+    )
     drain_timeout_s: float = _setting(
         forms.seconds(zero=True), "How long running requests may go on after SIGTERM.", 30.0
     )

@@ -12,10 +12,12 @@ import contextlib
 import gc
 import importlib
 import logging
+import math
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
@@ -26,6 +28,12 @@ from pd_eagle.config import Settings
 from pd_eagle.deployment import SGLANG
 from pd_eagle.errors import PdEagleError, PlanRefused, SettingsError, StartFailed
 from pd_eagle.front import Front, check_forked_engines
+from pd_eagle.http_protocol import (
+    BoundedProtocol,
+    ClientLimits,
+    connections_for,
+    raise_descriptor_limit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -55,7 +63,7 @@ def main(environ: Mapping[str, str], stack: Stack = SGLANG) -> int:
         return _refuse(error, EXIT_START)
     _announce(deployment)
     try:
-        listener = _listen(settings.host, settings.port)
+        listener = _listen(settings.host, settings.port, settings.write_timeout_s)
         os.register_at_fork(after_in_child=listener.close)  # the port is the front's alone
         forked = _fork_zygote(deployment)
         return asyncio.run(_Server(deployment, forked, listener).run())
@@ -86,10 +94,13 @@ def _announce(deployment: Deployment) -> None:
         logger.info("KV transfer: %s (%s)", outline.transfer, outline.transfer_reason)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, write_timeout_s: float) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit it. Linux ends one whose peer takes nothing for so long.
+    write_timeout_ms = math.ceil(write_timeout_s * 1000)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, write_timeout_ms)
     try:
         listener.bind((host, port))
     except OSError as error:
@@ -154,7 +165,14 @@ class _Server:
         app: Any = make_app(self._front)
         if self._front.tracing is not None:
             app = self._front.tracing.over(app)
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            app,
+            http=cast("Any", partial(BoundedProtocol, limits=_client_limits(deployment))),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=math.ceil(self._settings.keep_alive_s),
+        )
         self._http = _QuietServer(config)
 
     async def run(self) -> int:
@@ -234,6 +252,19 @@ class _Server:
             return EXIT_CUT_OFF
         second_signal.cancel()
         return EXIT_OK if await draining else EXIT_CUT_OFF
+
+
+def _client_limits(deployment: Deployment) -> ClientLimits:
+    settings = deployment.settings
+    descriptors = raise_descriptor_limit()
+    connections = connections_for(descriptors, len(deployment.plan.workers))
+    logger.info("%d connections at once: this process may have %d files", connections, descriptors)
+    return ClientLimits(
+        settings.headers_timeout_s,
+        settings.body_timeout_s,
+        settings.max_headers_bytes,
+        connections,
+    )
 
 
 class _QuietServer(uvicorn.Server):

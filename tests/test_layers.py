@@ -44,7 +44,7 @@ bottleneck metrics
 tracing
 service
 batches answers generate_api openai_api
-health turns app
+health turns app http_protocol
 gpu_holds front
 relay front_thread pd_engine
 tune tune_run
@@ -69,7 +69,7 @@ DOORS: dict[str, set[str]] = {
     # SGLang's OpenAI classes speak in these.
     "fastapi": {"openai_api"},
     "pydantic": {"openai_api"},
-    "uvicorn": {"serve"},
+    "uvicorn": {"serve", "http_protocol"},
     "orjson": {"app", "answers", "openai_api"},
     # The form of the values that cross a layer or a process.
     "msgspec": {

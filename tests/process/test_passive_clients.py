@@ -1,0 +1,82 @@
+"""Clients that send half, too much or nothing, or do not read: everybody else is served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from tests.process.server import Server
+from tests.scripted import Act, Script
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HALF = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n\r\n{"
+
+
+async def connect(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", int((await server.url()).rpartition(":")[2]))
+
+
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def test_half_sent_bodies_take_nobodys_place_and_end(tmp_path: Path) -> None:
+    few = {"MAX_INFLIGHT": "2", "MAX_QUEUE": "1", "BODY_TIMEOUT_S": "2"}
+    async with Server(tmp_path, None, None, **few) as server:
+        await server.ready()
+        clients = [await connect(server) for _ in range(50)]
+        for _, writer in clients:
+            writer.write(HALF)
+            await writer.drain()
+        assert (await server.complete("x")).status_code == 200
+        for reader, writer in clients:
+            assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+            await hang_up(writer)
+        assert (await server.complete("x")).status_code == 200
+
+
+async def test_headers_have_a_deadline_and_a_size(tmp_path: Path) -> None:
+    async with Server(tmp_path, None, None, HEADERS_TIMEOUT_S="1") as server:
+        await server.ready()
+        slow, large = await connect(server), await connect(server)
+        slow[1].write(b"GET /health HTTP/1.1\r\nhost:")
+        large[1].write(b"GET /health HTTP/1.1\r\n" + b"x: " + b"y" * (2**16 + 100))
+        assert (await slow[0].read()).startswith(b"HTTP/1.1 408 ")
+        assert (await large[0].read(12)) == b"HTTP/1.1 431"
+        for _, writer in (slow, large):
+            await hang_up(writer)
+
+
+async def test_more_connections_than_descriptors_leave_health_answered(tmp_path: Path) -> None:
+    async with Server(tmp_path, under=("prlimit", "--nofile=64:64")) as server:
+        await server.ready()
+        clients = [await connect(server) for _ in range(80)]
+        for _ in range(3):
+            assert (await server.request("GET", "/health/live")).status_code == 200
+        assert (await server.complete("x")).status_code == 200
+        for _, writer in clients:
+            await hang_up(writer)
+
+
+async def test_a_server_takes_all_descriptors_it_may_have(tmp_path: Path) -> None:
+    async with Server(tmp_path, under=("prlimit", "--nofile=64:512")) as server:
+        await server.line("456 connections at once: this process may have 512 files")
+
+
+async def test_a_stream_that_nobody_reads_ends(tmp_path: Path) -> None:
+    endless = Script(acts={"s": Act(burst=64)}, context_length=2**20, max_total_tokens=2**20)
+    async with Server(tmp_path, endless, endless, WRITE_TIMEOUT_S="1") as server:
+        await server.ready()
+        reader, writer = await connect(server)
+        body = b'{"prompt": "s", "stream": true, "max_tokens": 1000000}'
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+        writer.write(head % len(body) + body)
+        await reader.read(1)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await server.line("decode-0 . aborted")
+        await hang_up(writer)
