@@ -59,8 +59,6 @@ class Server:
         folder: Path,
         prefill: Script | None = None,
         decode: Script | None = None,
-        *,
-        under: tuple[str, ...] = (),
         **settings: str,
     ) -> None:
         scripts = {"PREFILL_ENGINE_ARGS": prefill, "DECODE_ENGINE_ARGS": decode}
@@ -74,14 +72,14 @@ class Server:
             **{name: json.dumps(script.as_args()) for name, script in scripts.items() if script},
             **settings,
         }
-        self._under = under  # a command that runs the server
+        self.under: tuple[str, ...] = ()  # a command that runs the server
         self.lines: list[str] = []
         self._more = asyncio.Event()
         self._ended = False
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
-            *self._under,
+            *self.under,
             sys.executable,
             "-m",
             "tests.process.server",

@@ -53,7 +53,9 @@ async def test_headers_have_a_deadline_and_a_size(tmp_path: Path) -> None:
 
 
 async def test_more_connections_than_descriptors_leave_health_answered(tmp_path: Path) -> None:
-    async with Server(tmp_path, under=("prlimit", "--nofile=64:64")) as server:
+    server = Server(tmp_path)
+    server.under = ("prlimit", "--nofile=64:64")
+    async with server:
         await server.ready()
         clients = [await connect(server) for _ in range(80)]
         for _ in range(3):
@@ -64,7 +66,9 @@ async def test_more_connections_than_descriptors_leave_health_answered(tmp_path:
 
 
 async def test_a_server_takes_all_descriptors_it_may_have(tmp_path: Path) -> None:
-    async with Server(tmp_path, under=("prlimit", "--nofile=64:512")) as server:
+    server = Server(tmp_path)
+    server.under = ("prlimit", "--nofile=64:512")
+    async with server:
         await server.line("456 connections at once: this process may have 512 files")
 
 
