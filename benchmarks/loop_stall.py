@@ -142,7 +142,7 @@ def bodies() -> dict[str, Callable[[], tuple[str, bytes]]]:
         "all log probabilities, completion": lambda: complete(
             logprobs=20, max_tokens=_CONTEXT - 64
         ),
-        "wide log probabilities": lambda: chat(logprobs=True, top_logprobs=128, max_tokens=2000),
+        "wide log probabilities": lambda: chat(logprobs=True, top_logprobs=128, max_tokens=1000),
         "too many log probabilities": lambda: chat(
             logprobs=True, top_logprobs=128, max_tokens=_CONTEXT - 64
         ),

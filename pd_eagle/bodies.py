@@ -39,7 +39,7 @@ MAX_PARTS = 2**10
 #: What a model that reads text can be given (SGLang 0.5.23, `ChatCompletionMessageContentPart`).
 _PARTS = ("text", "thinking", "reasoning", "tool_reference")
 #: Of all answers to one request: beyond, building them would take seconds.
-MAX_LOGPROBS = 2**18
+MAX_LOGPROBS = 2**17
 _USUAL_TOP_LOGPROBS = 20  # as OpenAI has it
 _USUAL_TOKENS = 1024
 #: A definition is validated with jsonschema, for tenths of a millisecond a value, and rendered.

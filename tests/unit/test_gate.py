@@ -279,7 +279,7 @@ BAD_BODIES: dict[str, tuple[dict[str, Any], str]] = {
     "rooms": ({"bootstrap_room": [1] * 5000}, "at most 4097 values"),
     "log probabilities": (
         {"top_logprobs": 128, "max_tokens": 8000},
-        "top_logprobs=128 for 1 answers of 8000 tokens: wanted at most 262144",
+        "top_logprobs=128 for 1 answers of 8000 tokens: wanted at most 131072",
     ),
     "log probabilities of many": ({"logprobs": 20, "n": 60}, "for 60 answers of 1024 tokens"),
     "a flood of calls": ({"messages": [{"tool_calls": [{}] * 50}] * 100}, "at most 1024 parts"),
