@@ -120,6 +120,20 @@ def abort_storm(result: Result) -> str:
     )
 
 
+def loop_stall(result: Result) -> str:
+    found, beside = result["summary"], result["summary"]["a_chat_beside_four_of_12_mib"]
+    rows = [
+        [name, row["bytes"], row["status"], row["stall_ms"], row["answer_s"]]
+        for name, row in result["rows"].items()
+    ]
+    return (
+        f"The longest that one of {found['requests']} hostile requests kept the front's event loop: "
+        f"{found['longest_stall_ms']} ms ({found['of']}). A small chat beside four of 12 MiB took "
+        f"{beside['honest_s']:.3f} s, the slowest of the four {beside['large_s']:.3f} s.\n\n"
+        + table(["request", "bytes", "status", "stall, ms", "answer, s"], rows)
+    )
+
+
 def overload(result: Result) -> str:
     found = result["summary"]
     rows = [
@@ -287,6 +301,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "soak_mooncake": ("Processes killed under load, Mooncake", soak),
     "abort_storm": ("Requests given up", abort_storm),
     "overload": ("Too much at once", overload),
+    "loop_stall": ("One request against the event loop", loop_stall),
     "metrics_cost": ("What the series cost", metrics_cost),
     "front": ("What the front costs", front),
 }

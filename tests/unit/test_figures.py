@@ -65,6 +65,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("README.md", "5 GB"): _SIZE,
     ("README.md", "270 MB"): _SIZE,
     ("README.md", "512 MiB"): "the default size of an engine's KV pool: engine_args.py",
+    **{("README.md", f): "a bound: bodies.py and app.py" for f in ("1 MiB", "16 MiB")},
     **{("benchmarks/gpu/README.md", f): _SIZE for f in ("900 MiB", "5 GB", "155 MiB")},
     (_CARD, "8.4 MB"): _SIZE,
     (_CARD, "70 %"): "how the training's prompts were answered: an argument's default",
