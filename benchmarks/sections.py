@@ -122,14 +122,21 @@ def abort_storm(result: Result) -> str:
 
 def loop_stall(result: Result) -> str:
     found, beside = result["summary"], result["summary"]["a_chat_beside_four_of_12_mib"]
+    longest = sorted(result["rows"].items(), key=lambda item: -item[1]["stall_ms"])[:12]
     rows = [
-        [name, row["bytes"], row["status"], row["stall_ms"], row["answer_s"]]
-        for name, row in result["rows"].items()
+        [
+            name.replace(" MiB", "-MiB"),
+            row["bytes"],
+            row["status"],
+            row["stall_ms"],
+            row["answer_s"],
+        ]
+        for name, row in longest
     ]
     return (
-        f"The longest that one of {found['requests']} hostile requests kept the front's event loop: "
-        f"{found['longest_stall_ms']} ms ({found['of']}). A small chat beside four of 12 MiB took "
-        f"{beside['honest_s']:.3f} s, the slowest of the four {beside['large_s']:.3f} s.\n\n"
+        f"The longest that one of {found['requests']} requests kept the front's event loop: "
+        f"{found['longest_stall_ms']} ms ({found['of']}). A small chat beside four large ones took "
+        f"{beside['honest_s']:.3f} s, the slowest of those {beside['large_s']:.3f} s.\n\n"
         + table(["request", "bytes", "status", "stall, ms", "answer, s"], rows)
     )
 
