@@ -50,7 +50,12 @@ WEATHER: dict[str, Any] = {
         },
     },
 }
+#: Seconds for one answer on a busy machine.
+ANSWER_TIMEOUT_S = 400.0
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +79,10 @@ def qwen_like(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProces
         PD_MODE="on",
         SPECULATIVE_ALGORITHM="EAGLE",
         SPECULATIVE_DRAFT_MODEL_PATH=str(demo.DRAFT),
+        # The least that is EAGLE: on a CPU every guess costs as much as a token.
+        SPECULATIVE_NUM_STEPS="1",
+        SPECULATIVE_EAGLE_TOPK="1",
+        SPECULATIVE_NUM_DRAFT_TOKENS="2",
         HANG_TIMEOUT_S="120",
     ) as running:
         yield running
@@ -81,7 +90,7 @@ def qwen_like(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProces
 
 def chat(server: ServerProcess, **fields: Any) -> tuple[int, Any]:
     body = {"messages": QUESTION, "temperature": 0, "max_tokens": 60} | fields
-    return server.post("/v1/chat/completions", body)
+    return server.post("/v1/chat/completions", body, ANSWER_TIMEOUT_S)
 
 
 def test_the_parser_is_taken_by_itself(qwen_like: ServerProcess) -> None:
@@ -112,7 +121,7 @@ def test_a_streamed_call_is_a_call(qwen_like: ServerProcess) -> None:
     request = urllib.request.Request(
         f"{qwen_like.url}/v1/chat/completions", json.dumps(body).encode()
     )
-    with urllib.request.urlopen(request, timeout=120) as response:
+    with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_S) as response:
         lines = [line.removeprefix(b"data: ") for line in response if line.strip()]
     deltas = [json.loads(line)["choices"][0]["delta"] for line in lines[:-1] if b"choices" in line]
     # SGLang's grammar lets a model say something after its calls.
@@ -126,7 +135,7 @@ def test_a_streamed_call_is_a_call(qwen_like: ServerProcess) -> None:
 
 
 def test_a_call_that_may_come_is_never_raw_text(qwen_like: ServerProcess) -> None:
-    status, answer = chat(qwen_like, tools=[WEATHER])
+    status, answer = chat(qwen_like, tools=[WEATHER], max_tokens=24)
     assert status == 200, answer
     assert "<tool_call>" not in (answer["choices"][0]["message"]["content"] or "")
 
