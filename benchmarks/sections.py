@@ -106,6 +106,19 @@ def soak(result: Result) -> str:
     )
 
 
+def poison(result: Result) -> str:
+    found, pause = result["summary"], result["summary"]["honest_longest_pause_s"]
+    restarts = ", ".join(f"{name} {count}" for name, count in found["restarts"].items())
+    return (
+        f"{found['honest_streams_at_a_time']} streams at a time, and for {found['seconds']:.0f} s "
+        f"every 5 s a request that crashes the engine it is in ({found['poison_sent']} of them): "
+        f"{found['honest_exact']} of {found['honest_sent']} texts exact, {found['honest_failed']} "
+        f"failed, {found['workers_given_up']} workers given up. {found['engine_deaths']} deaths of "
+        f"engines; restarts: {restarts}. Longest pause of an answer: median {pause['p50']} s, most "
+        f"{pause['max']} s: each restart waits for a processor.\n"
+    )
+
+
 def abort_storm(result: Result) -> str:
     found = result["summary"]
     moments = ", ".join(f"{name} {count}" for name, count in sorted(found["moments"].items()))
@@ -306,6 +319,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "eagle_sampling": ("EAGLE: sampling", eagle_sampling),
     "soak": ("Processes killed under load", soak),
     "soak_mooncake": ("Processes killed under load, Mooncake", soak),
+    "poison": ("Requests that crash engines", poison),
     "abort_storm": ("Requests given up", abort_storm),
     "overload": ("Too much at once", overload),
     "loop_stall": ("One request against the event loop", loop_stall),
