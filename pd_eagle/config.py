@@ -216,6 +216,11 @@ class Settings:
     request_timeout_s: float = _setting(
         forms.seconds(zero=False), "How long a request may take in all.", 600.0
     )
+    event_loop: str = _setting(
+        forms.one_of("auto", "uvloop", "asyncio"),
+        "Event loop of the front; auto takes uvloop where it is installed.",
+        "auto",
+    )
     headers_timeout_s: float = _setting(
         forms.seconds(zero=False), "How long a client may take to send a request's headers.", 30.0
     )

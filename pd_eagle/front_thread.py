@@ -19,6 +19,7 @@ from pd_eagle import zygote
 from pd_eagle.errors import NotServing
 from pd_eagle.fork_safety import private_loop
 from pd_eagle.front import Front, check_forked_engines
+from pd_eagle.loops import new_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -44,6 +45,7 @@ class FrontThread:
         await_endings()
         self.drain_timeout_s = deployment.settings.drain_timeout_s
         self._pid = os.getpid()
+        self._loop_name = deployment.settings.event_loop
         self._abandoned = False
         self._ending: Future[bool] | None = None
         self._lock = threading.Lock()
@@ -151,7 +153,7 @@ class FrontThread:
     # --- the loop's thread
 
     def _start_loop(self) -> None:
-        self._loop = private_loop(asyncio.new_event_loop())
+        self._loop = private_loop(new_event_loop(self._loop_name))
         # A daemon: it must not keep a script from ending.
         self._thread = threading.Thread(target=self._loop.run_forever, name="pd_eagle", daemon=True)
         self._thread.start()

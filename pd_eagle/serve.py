@@ -34,6 +34,7 @@ from pd_eagle.http_protocol import (
     connections_for,
     raise_descriptor_limit,
 )
+from pd_eagle.loops import new_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -66,7 +67,9 @@ def main(environ: Mapping[str, str], stack: Stack = SGLANG) -> int:
         listener = _listen(settings.host, settings.port, settings.write_timeout_s)
         os.register_at_fork(after_in_child=listener.close)  # the port is the front's alone
         forked = _fork_zygote(deployment)
-        return asyncio.run(_Server(deployment, forked, listener).run())
+        loop = partial(new_event_loop, settings.event_loop)
+        with asyncio.Runner(loop_factory=loop) as runner:
+            return runner.run(_Server(deployment, forked, listener).run())
     except StartFailed as error:
         return _refuse(error, EXIT_START)
 

@@ -33,7 +33,7 @@ fit tuning speculation placement advice
 engine_args
 doctor
 deployment
-channel fork_safety orphan signals run_folder launch last_words engine_metrics
+loops channel fork_safety orphan signals run_folder launch last_words engine_metrics
 engine worker_main zygote
 worker
 own_time signs
@@ -69,6 +69,7 @@ DOORS: dict[str, set[str]] = {
     # SGLang's OpenAI classes speak in these.
     "fastapi": {"openai_api"},
     "pydantic": {"openai_api"},
+    "uvloop": {"loops"},
     "uvicorn": {"serve", "http_protocol"},
     "orjson": {"app", "answers", "openai_api"},
     # The form of the values that cross a layer or a process.

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.process.server import Server
 from tests.scripted import Act, Script
 
@@ -13,6 +15,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HALF = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n\r\n{"
+
+
+@pytest.fixture(autouse=True, params=["uvloop", "asyncio"])
+def loop_of_the_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both event loops."""
+    monkeypatch.setenv("EVENT_LOOP", request.param)
 
 
 async def connect(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

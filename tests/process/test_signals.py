@@ -42,6 +42,12 @@ def shared_memory(mark: str) -> set[str]:
     return {file.name for file in Path("/dev/shm").glob(f"sglang_loads_pd_eagle-run-*_{mark}.shm")}
 
 
+@pytest.fixture(autouse=True, params=["uvloop", "asyncio"])
+def loop_of_the_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both event loops."""
+    monkeypatch.setenv("EVENT_LOOP", request.param)
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
