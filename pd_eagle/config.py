@@ -218,7 +218,8 @@ class Settings:
     )
     event_loop: str = _setting(
         forms.one_of("auto", "uvloop", "asyncio"),
-        "Event loop of the front; auto takes uvloop where it is installed.",
+        "Event loop of the front; auto takes uvloop for the server, where it is installed, and"
+        " asyncio for PDEngine.",
         "auto",
     )
     headers_timeout_s: float = _setting(

@@ -153,7 +153,7 @@ class FrontThread:
     # --- the loop's thread
 
     def _start_loop(self) -> None:
-        self._loop = private_loop(new_event_loop(self._loop_name))
+        self._loop = private_loop(new_event_loop(self._loop_name, may_be_forked=True))
         # A daemon: it must not keep a script from ending.
         self._thread = threading.Thread(target=self._loop.run_forever, name="pd_eagle", daemon=True)
         self._thread.start()

@@ -13,10 +13,14 @@ import logging
 logger = logging.getLogger(__name__)
 
 
-def new_event_loop(name: str) -> asyncio.AbstractEventLoop:
-    """Return a loop by EVENT_LOOP: auto takes uvloop, which costs less a message, if installed."""
+def new_event_loop(name: str, *, may_be_forked: bool = False) -> asyncio.AbstractEventLoop:
+    """Return a loop by EVENT_LOOP: auto takes uvloop, which costs less a message, if installed.
+
+    Not in a process that `may_be_forked`: uvloop does not tell which descriptors a child must close.
+    """
     if name == "auto":
-        name = "uvloop" if importlib.util.find_spec("uvloop") else "asyncio"
+        takes_uvloop = not may_be_forked and importlib.util.find_spec("uvloop")
+        name = "uvloop" if takes_uvloop else "asyncio"
     logger.info("event loop: %s", name)
     if name == "asyncio":
         return asyncio.SelectorEventLoop()
