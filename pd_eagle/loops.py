@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def new_event_loop(name: str, *, may_be_forked: bool = False) -> asyncio.AbstractEventLoop:
     """Return a loop by EVENT_LOOP: auto takes uvloop, which costs less a message, if installed.
 
-    Not in a process that `may_be_forked`: uvloop does not tell which descriptors a child must close.
+    Not where the process `may_be_forked`: uvloop does not tell which files a child must close.
     """
     if name == "auto":
         takes_uvloop = not may_be_forked and importlib.util.find_spec("uvloop")
