@@ -23,6 +23,7 @@ from pd_eagle import deployment as deployments
 from pd_eagle import engine, serve
 from pd_eagle.config import Settings
 from pd_eagle.deployment import Stack
+from pd_eagle.forked_engine import forking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -229,7 +230,7 @@ def _be_server(shared: dict[str, Any], entry: dict[str, Any]) -> None:
 
     os.environ[CREDITS] = entry.pop("credits")
     # Its processes are forked too, as this project's are: that is a matter of the start alone.
-    vars(http_server)["Engine"] = engine._forking_engine_class()
+    vars(http_server)["Engine"] = forking(engine._engine_class())
     more = {"host": "127.0.0.1", "log_level": "warning"}
     http_server.launch_server(
         ServerArgs(**shared, **more, **entry),

@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from pd_eagle import api_keys
 from pd_eagle.errors import InvalidRequest, ModelNotFound, NotServing, PdEagleError, openai_error
+from pd_eagle.keep_alive import KeepAlive
 from pd_eagle.turns import Turns
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Front(Protocol):
 
     openai: OpenAI | None
     api_key: str | None
+    keep_alive_s: float
 
     @property
     def failing(self) -> bool: ...
@@ -88,8 +90,11 @@ class EventStream(StreamingResponse):
     An error before the first event is an ordinary error response; after it, one error event.
     """
 
-    def __init__(self, events: AsyncGenerator[str, None], door: ExitStack) -> None:
+    def __init__(
+        self, events: AsyncGenerator[str, None], door: ExitStack, keep_alive_s: float
+    ) -> None:
         super().__init__(events, media_type="text/event-stream")
+        self._keep_alive_s = keep_alive_s
         self._events = events
         self._door = door
         self.headers["cache-control"] = "no-cache"
@@ -123,8 +128,10 @@ class EventStream(StreamingResponse):
             await start({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await send(_piece(first))
             try:
-                async for event in self._events:
-                    await send(_piece(event))
+                with KeepAlive(send, self._keep_alive_s) as alive:
+                    async for event in self._events:
+                        alive.sent += 1
+                        await send(_piece(event))
             except PdEagleError as error:
                 await self._send_error(send, error)
             except Exception as error:
@@ -264,7 +271,7 @@ class _Routes:
             request = await openai.parse(endpoint, body, http)
             if request.stream:
                 events = await openai.stream(endpoint, request, http)
-                return EventStream(events, stack.pop_all())
+                return EventStream(events, stack.pop_all(), self._front.keep_alive_s)
             answer = await _unless_gone(openai.answer(endpoint, request, http), http.receive)
             if answer is None:
                 return Response(status_code=499)  # nobody is there to read it

@@ -269,6 +269,18 @@ class Settings:
         "An idle pair carries a token of ours this often, to show that its link works.",
         30.0,
     )
+    sse_keep_alive_s: float = _setting(
+        forms.seconds(zero=True),
+        "A stream that pauses sends an SSE comment before it has been silent for this long, so that"
+        " proxies keep the connection; 0 for clients that cannot read comments.",
+        15.0,
+    )
+    fork_workers: bool = _setting(
+        forms.FLAG,
+        "Fork engines from a process that has SGLang imported: they start and restart sooner. Where"
+        " that is not safe they are spawned all the same, and /health says why.",
+        True,
+    )
     resume: bool = _setting(
         forms.FLAG, "Continue on another pair when a decode worker dies in mid-answer.", True
     )

@@ -9,7 +9,18 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle import cpu, cpu_families, demo, devices, drafts, engine_args, models, placement
+from pd_eagle import (
+    cpu,
+    cpu_families,
+    cuda_answers,
+    demo,
+    devices,
+    drafts,
+    engine_args,
+    graph_sizes,
+    models,
+    placement,
+)
 from pd_eagle.errors import PlanRefused
 from pd_eagle.known_models import DEFAULT, EMBEDDED
 
@@ -99,7 +110,8 @@ class Deployment:
     """An outline and everything its workers are told.
 
     `model` is the served name. `environment` is the whole environment of the processes to be
-    started. `model_note` says why another model than the documented default is served.
+    started, `zygote_variables` is what a zygote needs beside it, and `fork_refusal` says why there
+    is to be none. `model_note` says why another model than the documented default is served.
     """
 
     outline: Outline
@@ -109,6 +121,8 @@ class Deployment:
     environment: dict[str, str]
     tracing_args: dict[str, Any]
     stack: Stack = SGLANG
+    fork_refusal: str | None = None
+    zygote_variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:
@@ -130,7 +144,18 @@ class Deployment:
             bootstrap_port=bootstrap_port,
             shape=self.outline.shape,
         )
-        return {**self.tracing_args, **self.outline.model_args, **args}
+        return {
+            **self.tracing_args,
+            **self.outline.model_args,
+            **self._graphs(worker, args),
+            **args,
+        }
+
+    def _graphs(self, worker: WorkerPlan, args: Mapping[str, Any]) -> dict[str, Any]:
+        if not (gpus := self.outline.inventory.devices):
+            return {}
+        memory_bytes = min(gpu.total_memory_bytes for gpu in gpus)
+        return graph_sizes.arguments(worker.role, worker.tp, memory_bytes, args)
 
     def front_args(self) -> dict[str, Any]:
         """Return the arguments with which the front reads templates and parsers: the serving
@@ -159,6 +184,7 @@ def decide(settings: Settings, environ: Mapping[str, str], stack: Stack = SGLANG
     arguments, variables = engine_args.tracing(
         settings.traces_url, installed=engine_args.installed_tracing()
     )
+    refusal = _fork_refusal(settings, inventory)
     return Deployment(
         outline=found,
         model=settings.served_model_name or name,
@@ -167,7 +193,19 @@ def decide(settings: Settings, environ: Mapping[str, str], stack: Stack = SGLANG
         environment=_environment(environ, found, embedded=note is not None) | variables,
         tracing_args=arguments,
         stack=stack,
+        fork_refusal=refusal,
+        zygote_variables={} if refusal else _zygote_variables(inventory, environ),
     )
+
+
+def _fork_refusal(settings: Settings, inventory: Inventory) -> str | None:
+    if not settings.fork_workers:
+        return "FORK_WORKERS=false"
+    return cuda_answers.why_not(inventory.devices) if inventory.kind == "cuda" else None
+
+
+def _zygote_variables(inventory: Inventory, environ: Mapping[str, str]) -> dict[str, str]:
+    return cuda_answers.environment(inventory.devices, environ) if inventory.devices else {}
 
 
 def _environment(environ: Mapping[str, str], found: Outline, *, embedded: bool) -> dict[str, str]:

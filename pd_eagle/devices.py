@@ -1,19 +1,25 @@
 """The GPUs of this machine, by NVML, or the CPU.
 
-The only module that imports pynvml, and only when asked to look. It starts no CUDA context, and it
-knows nothing of models or plans.
+NVML is asked in a short-lived process: it never enters this one, which may be forked. No CUDA
+context is started. It knows nothing of models or plans.
 """
 
 from __future__ import annotations
 
+import ctypes
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
+from pd_eagle import nvml as nvml_reader
 from pd_eagle.errors import PlanRefused, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
+
+    from pd_eagle.nvml import PhysicalGpu
 
 Kind = Literal["cuda", "cpu"]
 
@@ -35,6 +41,9 @@ _MEMORY_MIB = {
 _GPU_COUNT = re.compile(r"(?:(\d+)x)?([A-Za-z0-9-]+)", re.IGNORECASE)
 _H100 = re.compile(r"\bH100\b")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_NVML_LIBRARY = "libnvidia-ml.so.1"
+#: Without its persistence mode the driver initialises each GPU first: seconds.
+_NVML_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +51,14 @@ class Device:
     """One GPU as CUDA numbers it: `index` counts the visible ones, from 0.
 
     NVML numbers by PCI bus; CUDA does so with CUDA_DEVICE_ORDER=PCI_BUS_ID, and for equal GPUs.
+    `capability` is the compute capability, None where nobody asked the GPU.
     """
 
     index: int
     name: str
     uuid: str
     total_memory_bytes: int
+    capability: tuple[int, int] | None = None
 
     @property
     def is_h100(self) -> bool:
@@ -70,47 +81,23 @@ class Inventory:
         return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
 
 
-class Nvml(Protocol):
-    """The part of pynvml that is used here; a scripted one stands in for it in tests."""
-
-    NVMLError: type[Exception]
-
-    def nvmlInit(self) -> Any: ...
-    def nvmlShutdown(self) -> Any: ...
-    def nvmlDeviceGetCount(self) -> int: ...
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...
-    def nvmlDeviceGetName(self, handle: Any) -> str | bytes: ...
-    def nvmlDeviceGetUUID(self, handle: Any) -> str | bytes: ...
-    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...
-    def nvmlDeviceGetMigMode(self, handle: Any) -> Sequence[int]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Physical:
-    """One GPU as NVML sees it, visible to CUDA or not."""
-
-    name: str
-    uuid: str
-    memory_bytes: int
-    mig: bool
-
-
 def discover(device_setting: str, environ_cuda_visible: str | None, nvml: Any = None) -> Inventory:
     """Return what the setting DEVICE means here, given the value of CUDA_VISIBLE_DEVICES.
 
-    `nvml` stands in for pynvml. Raises PlanRefused when GPUs were asked for and there are none, or
-    when those that are visible are slices of a GPU (MIG).
+    `nvml` stands in for pynvml, and is asked in this process. Raises PlanRefused when GPUs were
+    asked for and there are none, or when those that are visible are slices of a GPU (MIG).
     """
     if device_setting == "cpu":
         return Inventory("cpu", (), "DEVICE=cpu")
-    found = _physical(nvml)
+    found = nvml_reader.read(nvml) if nvml is not None else _ask_nvml()
     gpus = found if isinstance(found, str) else _visible(found, environ_cuda_visible)
     if isinstance(gpus, str):
         if device_setting == "cuda":
             raise PlanRefused(f"DEVICE='cuda': {gpus}; wanted a visible NVIDIA GPU, or DEVICE=cpu")
         return Inventory("cpu", (), gpus)
     devices = tuple(
-        Device(index, gpu.name, gpu.uuid, gpu.memory_bytes) for index, gpu in enumerate(gpus)
+        Device(index, gpu.name, gpu.uuid, gpu.memory_bytes, gpu.capability)
+        for index, gpu in enumerate(gpus)
     )
     return Inventory("cuda", devices, _reason(devices, found), tuple(_notes(devices)))
 
@@ -129,49 +116,31 @@ def _notes(devices: tuple[Device, ...]) -> Iterator[str]:
         )
 
 
-def _physical(nvml: Any) -> list[_Physical] | str:
-    """Return all GPUs of the machine, or why none can be seen."""
-    if nvml is None:
-        try:
-            import pynvml
-        except ImportError:
-            return "nvidia-ml-py is not installed"
-        nvml = pynvml
+def _ask_nvml() -> list[PhysicalGpu] | str:
+    """Return what a process of its own finds, or why it finds nothing."""
     try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return f"no NVIDIA driver answers (NVML: {error})"
+        ctypes.CDLL(_NVML_LIBRARY)  # loading it starts nothing
+    except OSError:
+        return f"no NVIDIA driver is installed ({_NVML_LIBRARY} cannot be loaded)"
+    command = [sys.executable, "-P", nvml_reader.__file__]  # -P: its folder holds no libraries
     try:
-        gpus = [_read(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
-    except nvml.NVMLError as error:
-        return f"the NVIDIA driver fails (NVML: {error})"
-    finally:
-        nvml.nvmlShutdown()
-    return gpus or "NVML finds no GPU"
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_NVML_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"the NVIDIA driver does not answer NVML within {_NVML_TIMEOUT_S:g} s"
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return f"NVML cannot be asked: {last}"
+    return nvml_reader.load(done.stdout)
 
 
-def _read(nvml: Nvml, index: int) -> _Physical:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    return _Physical(
-        name=_text(nvml.nvmlDeviceGetName(handle)),
-        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
-        memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-        mig=_mig(nvml, handle),
-    )
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _mig(nvml: Nvml, handle: Any) -> bool:
-    try:
-        return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
-    except nvml.NVMLError:
-        return False  # "Not Supported": the card has no MIG
-
-
-def _visible(gpus: list[_Physical], visible: str | None) -> list[_Physical] | str:
+def _visible(gpus: list[PhysicalGpu], visible: str | None) -> list[PhysicalGpu] | str:
     """Return the GPUs that CUDA will show, in its order, or why it will show none.
 
     CUDA takes indexes and (abbreviated) UUIDs, and stops at the first that it does not know: CUDA
@@ -191,7 +160,7 @@ def _visible(gpus: list[_Physical], visible: str | None) -> list[_Physical] | st
     return chosen
 
 
-def _named(gpus: list[_Physical], visible: str) -> Iterator[_Physical]:
+def _named(gpus: list[PhysicalGpu], visible: str) -> Iterator[PhysicalGpu]:
     for entry in visible.split(","):
         name = entry.strip()
         if name.startswith("MIG-"):
@@ -205,7 +174,7 @@ def _named(gpus: list[_Physical], visible: str) -> Iterator[_Physical]:
         yield found
 
 
-def _one(gpus: list[_Physical], name: str) -> _Physical | None:
+def _one(gpus: list[PhysicalGpu], name: str) -> PhysicalGpu | None:
     if name.isdecimal():
         return gpus[int(name)] if int(name) < len(gpus) else None
     if not name.startswith("GPU-"):

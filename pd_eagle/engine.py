@@ -11,7 +11,6 @@ import functools
 import importlib
 import json
 import logging
-import multiprocessing
 import tempfile
 import warnings
 import zipfile
@@ -19,9 +18,11 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pd_eagle.cpu.overrides import Override, apply
+from pd_eagle import cuda_answers
 from pd_eagle.errors import EngineError, InvalidRequest, Overloaded, StartFailed, TransferFailed
+from pd_eagle.forked_engine import forking
 from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load
+from pd_eagle.overrides import Override, apply
 from pd_eagle.run_folder import instance_id
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Acceptance:
 
 class _SGLangEngine:
     def __init__(self, engine_args: Mapping[str, Any], *, fork: bool) -> None:
-        engine_class = _forking_engine_class() if fork else _engine_class()
+        engine_class = forking(_engine_class()) if fork else _engine_class()
         arguments = _with_token_map_file(engine_args)
         self._engine = engine_class(**arguments, custom_sigquit_handler=_child_failed)
         self._in_pd = engine_args.get("disaggregation_mode", "null") != "null"
@@ -134,6 +135,7 @@ class _SGLangEngine:
             max_input_tokens=scheduler["max_req_input_len"],
             context_length=self._tokenizer_manager.context_len,
             vocab_size=self._tokenizer_manager.model_config.vocab_size,
+            spawned_because=getattr(self._engine, "spawned_because", None),
         )
 
     def event_loop(self) -> asyncio.AbstractEventLoop:
@@ -252,6 +254,7 @@ def preload(engine_args: Mapping[str, Any]) -> None:
     turn (SGLang 0.5.23): from here on `get_tokenizer` gives out the one that is there.
     """
     with _quietly():
+        cuda_answers.install()
         for module in SGLANG_MODULES:
             importlib.import_module(module)
         apply([_TOKENIZER_ONCE])
@@ -315,18 +318,6 @@ def _engine_class() -> Any:
             return super()._launch_scheduler_processes(server_args, port_args, *args, **kwargs)
 
     return NamedEngine
-
-
-def _forking_engine_class() -> Any:
-    class ForkingEngine(_engine_class()):  # type: ignore[misc]
-        @classmethod
-        def _launch_scheduler_processes(cls, *args: Any, **kwargs: Any) -> Any:
-            # SGLang 0.5.23 forces "spawn" just before this override point
-            # (srt/entrypoints/engine.py, _set_envs_and_config).
-            multiprocessing.set_start_method("fork", force=True)
-            return super()._launch_scheduler_processes(*args, **kwargs)
-
-    return ForkingEngine
 
 
 def _child_failed(signum: int, frame: object) -> None:

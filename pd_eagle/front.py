@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pd_eagle import speculation, tracing
+from pd_eagle.errors import StartFailed
 from pd_eagle.gpu_holds import GpuHolds
 from pd_eagle.health import Health, WorkerHealth
 from pd_eagle.launch import SpawnLauncher
@@ -53,9 +54,9 @@ async def every(seconds: float, report: Callable[[], None]) -> None:
 
 
 class Front:
-    """One deployment, running. `zygote` is None where workers must be spawned."""
+    """One deployment, running. `zygote` is why there is none where workers must be spawned."""
 
-    def __init__(self, deployment: Deployment, zygote: ZygoteProcess | None) -> None:
+    def __init__(self, deployment: Deployment, zygote: ZygoteProcess | str) -> None:
         self.deployment = deployment
         self.service = Service(deployment.plan, _policy(deployment.settings))
         # The zygote has been forked: from here on there may be threads.
@@ -67,7 +68,9 @@ class Front:
             self.service.begin = self.tracing.watching(self.service.metrics, deployment.model)
         self.openai: OpenAI | None = None
         self.api_key = settings.api_key
-        self._zygote = zygote
+        self.keep_alive_s = settings.sse_keep_alive_s
+        self._zygote = None if isinstance(zygote, str) else zygote
+        self._spawned_because = zygote if isinstance(zygote, str) else ""
         self._launcher: Launcher | None = None
         self._ports: BootstrapPorts | None = None
         self._gpus: GpuHolds | None = None
@@ -124,20 +127,28 @@ class Front:
 
     async def _make_launcher(self) -> Launcher:
         deployment = self.deployment
+        spawning = SpawnLauncher(deployment.environment, self._spawned_because)
         if self._zygote is not None:
             timeout_s = deployment.settings.start_timeout_s
             zygote = ZygoteLauncher(self._zygote, timeout_s)
-            again = partial(
-                spawn, deployment.environment, deployment.front_args(), deployment.stack.preload
-            )
+            again = partial(spawn_zygote, deployment)
             # `stop` may come before it is ready.
-            self._launcher = LastingZygote(zygote, again, timeout_s)
-            if not (reason := await zygote.ready()):
+            self._launcher = LastingZygote(zygote, again, spawning, timeout_s)
+            if not (reason := await self._why_not_fork(zygote)):
                 return self._launcher
-            logger.warning("workers are spawned, not forked: %s", reason)
+            spawning.because = reason
             await zygote.close()
-        self._launcher = SpawnLauncher(deployment.environment)
+        logger.warning("workers are spawned, not forked: %s", spawning.because)
+        self._launcher = spawning
         return self._launcher
+
+    async def _why_not_fork(self, zygote: ZygoteLauncher) -> str | None:
+        try:
+            return await zygote.ready()
+        except StartFailed as error:
+            if self.deployment.plan.kind == "cpu":  # what it lacks, workers would lack too
+                raise
+            return error.message
 
     async def stop(self, drain_timeout_s: float = 0.0) -> bool:
         """Drain, stop every worker; False if requests were cut off."""
@@ -241,6 +252,7 @@ def _policy(settings: Settings) -> ServicePolicy:
     )
 
 
-def check_forked_engines(deployment: Deployment) -> bool:
-    """Return whether engines of `deployment` may be forked: on CUDA that is not proven."""
-    return deployment.plan.kind == "cpu"
+def spawn_zygote(deployment: Deployment) -> ZygoteProcess:
+    """Start a zygote for `deployment` as a Python of its own: this process may have threads."""
+    environment = {**deployment.environment, **deployment.zygote_variables}
+    return spawn(environment, deployment.front_args(), deployment.stack.preload)

@@ -15,10 +15,9 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle import zygote
 from pd_eagle.errors import NotServing
 from pd_eagle.fork_safety import private_loop
-from pd_eagle.front import Front, check_forked_engines
+from pd_eagle.front import Front, spawn_zygote
 from pd_eagle.loops import new_event_loop
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from pd_eagle.deployment import Deployment
+    from pd_eagle.zygote import ZygoteProcess
 
 logger = logging.getLogger(__name__)
 
@@ -49,21 +49,17 @@ class FrontThread:
         self._abandoned = False
         self._ending: Future[bool] | None = None
         self._lock = threading.Lock()
-        forked = None
-        if check_forked_engines(deployment):
-            # This process may have threads: the zygote is a Python of its own.
-            front_args = deployment.front_args()
-            forked = zygote.spawn(deployment.environment, front_args, deployment.stack.preload)
+        zygote = deployment.fork_refusal or spawn_zygote(deployment)
         try:
             self._start_loop()
             try:
-                self.front: Front = self.call(_make_front(deployment, forked))
+                self.front: Front = self.call(_make_front(deployment, zygote))
             except BaseException:
                 self._close_loop()
                 raise
         except BaseException:
-            if forked is not None:
-                forked.discard()
+            if not isinstance(zygote, str):
+                zygote.discard()
             raise
         _living.add(self)
 
@@ -184,8 +180,8 @@ def _end_all() -> None:
             living.stop()
 
 
-async def _make_front(deployment: Deployment, forked: zygote.ZygoteProcess | None) -> Front:
-    return Front(deployment, forked)  # its events belong to the loop that runs it
+async def _make_front(deployment: Deployment, zygote: ZygoteProcess | str) -> Front:
+    return Front(deployment, zygote)  # its events belong to the loop that runs it
 
 
 async def _cancel_all() -> None:

@@ -17,6 +17,9 @@ class WorkerHealth:
     """One worker. `spec_accept_length` is in tokens per verification, None without EAGLE.
 
     Below 1 of `spec_expected_speedup` EAGLE makes it slower; None where that is not known.
+    `spawned_because` says why its processes, or its scheduler, were not forked; None: they were.
+    `back_in_s` is while it does not serve: what is left of its start if that takes as long as the
+    last one, in seconds.
 
     `running` and `kv_tokens_used` are what its engine said last, at most a second or two ago, of
     requests and of `kv_tokens`, its pool; what can be evicted from the cache does not count.
@@ -30,6 +33,8 @@ class WorkerHealth:
     scheduler_pids: list[int]
     bootstrap_port: int | None
     restarts: int
+    spawned_because: str | None
+    back_in_s: float | None
     inflight: int
     served: int
     running: int | None
@@ -50,6 +55,8 @@ class WorkerHealth:
             scheduler_pids=worker.info.scheduler_pids if worker.info and worker.pid else [],
             bootstrap_port=worker.bootstrap_port,
             restarts=worker.restarts,
+            spawned_because=worker.spawned_because,
+            back_in_s=None if worker.back_in_s is None else round(worker.back_in_s, 1),
             inflight=worker.inflight,
             served=worker.served,
             running=worker.load.running if worker.load else None,

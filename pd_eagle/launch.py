@@ -104,12 +104,14 @@ class WorkerProcess:
     """A started worker process, as the front holds it.
 
     `exit_status` is the wait status once known (None: not told, or not our child).
+    `spawned_because` says why it was not forked from a zygote; None: it was.
     """
 
     pid: int
     data: socket.socket
     lifeline: socket.socket
     output_fd: int
+    spawned_because: str | None = None
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     exit_status: int | None = None
 
@@ -141,6 +143,12 @@ class Launcher(Protocol):
 
     async def launch(self) -> WorkerProcess:
         """Start a process that waits for its `WorkerSpec` on the data socket."""
+
+    def stop_forking(self, failure: str) -> bool:
+        """Spawn from now on if `failure`, of a start, is one that only forked engines have.
+
+        True if another start may do better for it.
+        """
 
     async def close(self) -> None:
         """End whatever the launcher itself keeps running."""
@@ -179,8 +187,8 @@ class Ends:
         self.lifeline.close()
         os.close(self.output_fd)
 
-    def process(self, pid: int) -> WorkerProcess:
-        return WorkerProcess(pid, self.data, self.lifeline, self.output_fd)
+    def process(self, pid: int, spawned_because: str | None = None) -> WorkerProcess:
+        return WorkerProcess(pid, self.data, self.lifeline, self.output_fd, spawned_because)
 
 
 async def uninterrupted(launching: Coroutine[Any, Any, WorkerProcess]) -> WorkerProcess:
@@ -200,10 +208,16 @@ def _discard(task: asyncio.Task[WorkerProcess]) -> None:
 
 
 class SpawnLauncher:
-    """Starts each worker as a new Python; pays SGLang's imports every time, needs nothing."""
+    """Starts each worker as a new Python; pays SGLang's imports every time, needs nothing.
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    `because` says why workers are not forked.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str], because: str = "workers are spawned"
+    ) -> None:
         self._environment = dict(environment)
+        self.because = because
         self._reapers: set[asyncio.Task[None]] = set()
 
     async def launch(self) -> WorkerProcess:
@@ -218,7 +232,7 @@ class SpawnLauncher:
             raise StartFailed(f"a worker's process cannot be started: {error}") from error
         finally:
             ends.close_child_ends()
-        process = ends.process(child.pid)
+        process = ends.process(child.pid, self.because)
         reaper = asyncio.create_task(_reap(child, process))
         self._reapers.add(reaper)
         reaper.add_done_callback(self._reapers.discard)
@@ -236,6 +250,9 @@ class SpawnLauncher:
             )
         bind_group(ends.child_lifeline, child.pid)
         return child
+
+    def stop_forking(self, failure: str) -> bool:
+        return False
 
     async def close(self) -> None:
         await asyncio.gather(*self._reapers)

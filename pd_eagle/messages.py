@@ -57,7 +57,10 @@ class Bootstrap(Struct, frozen=True):
 
 
 class EngineInfo(Struct, frozen=True):
-    """What a started engine says of itself. Token counts are per engine, over all its ranks."""
+    """What a started engine says of itself. Token counts are per engine, over all its ranks.
+
+    `spawned_because`: why its processes were not forked from the worker's, None if they were.
+    """
 
     pid: int
     scheduler_pids: list[int]
@@ -65,6 +68,7 @@ class EngineInfo(Struct, frozen=True):
     max_input_tokens: int
     context_length: int
     vocab_size: int
+    spawned_because: str | None = None
 
 
 class Load(Struct, frozen=True, omit_defaults=True):

@@ -27,7 +27,7 @@ from pd_eagle.app import make_app
 from pd_eagle.config import Settings
 from pd_eagle.deployment import SGLANG
 from pd_eagle.errors import PdEagleError, PlanRefused, SettingsError, StartFailed
-from pd_eagle.front import Front, check_forked_engines
+from pd_eagle.front import Front
 from pd_eagle.http_protocol import (
     BoundedProtocol,
     ClientLimits,
@@ -35,6 +35,7 @@ from pd_eagle.http_protocol import (
     raise_descriptor_limit,
 )
 from pd_eagle.loops import new_event_loop
+from pd_eagle.zygote import ForkRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -115,14 +116,25 @@ def _listen(host: str, port: int, write_timeout_s: float) -> socket.socket:
     return listener
 
 
-def _fork_zygote(deployment: Deployment) -> ZygoteProcess | None:
-    """Import SGLang here and fork the zygote, so that the imports are paid once in all."""
+def _fork_zygote(deployment: Deployment) -> ZygoteProcess | str:
+    """Import SGLang here and fork the zygote, so that the imports are paid once in all.
+
+    Returns why there is none where it cannot be forked.
+    """
     os.environ.update(deployment.environment)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    if not check_forked_engines(deployment):
-        return None
-    with _start_failure("what every engine loads"):
-        return zygote.fork_from_here(deployment.front_args(), deployment.stack.preload)
+    if deployment.fork_refusal:
+        return deployment.fork_refusal
+    os.environ.update(deployment.zygote_variables)
+    try:
+        with _start_failure("what every engine loads"):
+            return zygote.fork_from_here(deployment.front_args(), deployment.stack.preload)
+    except ForkRefused as refusal:
+        return refusal.message
+    except StartFailed as error:
+        if deployment.plan.kind == "cpu":  # what it lacks, workers would lack too
+            raise
+        return error.message
 
 
 @contextlib.contextmanager
@@ -130,7 +142,7 @@ def _start_failure(what: str) -> Iterator[None]:
     """Turn what SGLang and transformers raise while they load into `StartFailed`."""
     try:
         yield
-    except PdEagleError:
+    except (PdEagleError, ForkRefused):
         raise
     except Exception as error:
         logger.debug("%s could not be loaded", what, exc_info=True)
@@ -159,7 +171,7 @@ class _Server:
     """HTTP and the front in one loop; signals only record, the loop acts."""
 
     def __init__(
-        self, deployment: Deployment, forked: ZygoteProcess | None, listener: socket.socket
+        self, deployment: Deployment, forked: ZygoteProcess | str, listener: socket.socket
     ) -> None:
         self._front = Front(deployment, forked)
         self._listener = listener

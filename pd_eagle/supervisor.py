@@ -90,15 +90,25 @@ class Supervisor:
             self._spawn(self._watch(worker))
 
     async def _start(self, worker: Worker) -> None:
+        began = time.monotonic()
+        launch = await self._next_launch(worker)
+        try:
+            await worker.start(launch, self._policy.start_timeout_s)
+        except StartFailed as error:
+            if not launch.launcher.stop_forking(error.message):
+                raise
+            worker.become("restarting")
+            await worker.start(await self._next_launch(worker), self._policy.start_timeout_s)
+        self.longest_start_s = max(self.longest_start_s, time.monotonic() - began)
+        self._histories[worker.name].came_up()
+
+    async def _next_launch(self, worker: Worker) -> Launch:
         assert self._launch is not None
         assert self._folder is not None
         if worker.temp_dir is not None:
             await asyncio.to_thread(self._folder.forget, worker.temp_dir)
         temp_dir = self._folder.path / f"{worker.name}-{next(self._starts)}"
-        began = time.monotonic()
-        await worker.start(self._launch(worker.name, temp_dir), self._policy.start_timeout_s)
-        self.longest_start_s = max(self.longest_start_s, time.monotonic() - began)
-        self._histories[worker.name].came_up()
+        return self._launch(worker.name, temp_dir)
 
     async def stop(self) -> None:
         """Stop every worker, whatever its state."""

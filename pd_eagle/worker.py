@@ -101,6 +101,8 @@ class Worker:
         self.last_error: str | None = None
         self.restarts = 0
         self.served = 0
+        self.start_s: float | None = None
+        self._start_began = time.monotonic()
         self.heard_at = self.generated_at = time.monotonic()
         self.bootstrap_port: int | None = None
         self.temp_dir: Path | None = None
@@ -138,6 +140,25 @@ class Worker:
         return [self.info.pid, *self.info.scheduler_pids] if self.info else []
 
     @property
+    def back_in_s(self) -> float | None:
+        """In how many seconds it will serve again if this start takes as long as its last one.
+
+        None while it serves, and where nothing is known.
+        """
+        if self.state not in ("starting", "restarting") or self.start_s is None:
+            return None
+        since_s = time.monotonic() - self._start_began if self._process else 0.0
+        return max(0.0, self.start_s - since_s)
+
+    @property
+    def spawned_because(self) -> str | None:
+        """Why its processes are spawned, or one of them; None where all are forked."""
+        if self._process is None:
+            return None
+        own = self._process.spawned_because
+        return own or (self.info.spawned_because if self.info else None)
+
+    @property
     def inflight(self) -> int:
         return len(self._sinks)
 
@@ -163,6 +184,7 @@ class Worker:
         Raises `StartFailed` with the engine's last words as soon as the start cannot succeed, or
         when it takes longer than `timeout_s`.
         """
+        self._start_began = time.monotonic()
         self.bootstrap_port, self.temp_dir = launch.bootstrap_port, launch.temp_dir
         self.info, self.load, self._eof, self._asked = None, None, False, None
         self.proved = False
@@ -195,6 +217,7 @@ class Worker:
         except BaseException:
             self._release()
             raise
+        self.start_s = time.monotonic() - self._start_began
         self.become("ready")
         self._watch_schedulers(self.info.scheduler_pids)
         if self._eof:

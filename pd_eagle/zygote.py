@@ -1,8 +1,8 @@
 """The process that has SGLang imported and nothing started; workers are forked from it.
 
 A fork costs milliseconds where a new Python pays SGLang's imports three times over. It is right
-only while one thread runs and CUDA is untouched in the forking process: that is checked before
-every fork. The zygote knows nothing of engines, plans or requests.
+only while CUDA is untouched in the forking process and no thread runs that may hold a lock: that is
+checked before every fork. The zygote knows nothing of engines, plans or requests.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -21,6 +23,7 @@ import struct
 import subprocess
 import sys
 import traceback
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,8 +33,17 @@ import msgspec
 from pd_eagle import heap, signals
 from pd_eagle.channel import Channel
 from pd_eagle.errors import StartFailed
+from pd_eagle.fork_check import why_not_fork
 from pd_eagle.fork_safety import private_socketpair
-from pd_eagle.launch import Ends, WorkerProcess, reap, reap_group, uninterrupted, when_ended
+from pd_eagle.launch import (
+    Ends,
+    SpawnLauncher,
+    WorkerProcess,
+    reap,
+    reap_group,
+    uninterrupted,
+    when_ended,
+)
 from pd_eagle.orphan import bind_group, lead_group_bound_to
 
 if TYPE_CHECKING:
@@ -58,7 +70,10 @@ class Forked(msgspec.Struct, frozen=True, tag="forked"):
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """No fork: it is not `safe` to fork, or the machine has no room for a process."""
+
     reason: str
+    safe: bool = False
 
 
 class Exited(msgspec.Struct, frozen=True, tag="exited"):
@@ -71,20 +86,23 @@ FromZygote = Imported | Forked | Refused | Exited
 _LENGTH = struct.Struct("!I")
 
 
-def why_not_fork() -> str | None:
-    """Return why this process must not be forked now, or None if it may."""
-    threads = len(os.listdir("/proc/self/task"))
-    if threads > 1:
-        return f"{threads} threads run in it"
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        return "CUDA is initialised in it"
-    return None
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python 3.12 warns of every thread, those that were found harmless too.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def _prepare(step: str, argument: Any) -> None:
     module, _, name = step.partition(":")
-    getattr(importlib.import_module(module), name)(argument)
+    # The collector finds no garbage in what is imported: looking for it takes a fifth of the time.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        getattr(importlib.import_module(module), name)(argument)
+    finally:
+        if collecting:
+            gc.enable()
     heap.settle()
 
 
@@ -159,14 +177,14 @@ class _Zygote:
         try:
             answer = Refused(reason) if reason else Forked(self._fork(*fds))
         except OSError as error:  # out of processes or of memory
-            answer = Refused(str(error))
+            answer = Refused(str(error), safe=True)
         self._answer(answer)
         for fd in fds:
             os.close(fd)
         return True
 
     def _fork(self, data_fd: int, lifeline_fd: int, log_fd: int) -> int:
-        pid = os.fork()
+        pid = _fork()
         if pid:
             self._workers.add(pid)
             return pid
@@ -216,14 +234,14 @@ def fork_from_here(argument: Any, step: str = PRELOAD) -> ZygoteProcess:
     """Call `step`, "module:function", with `argument` here, then fork the zygote.
 
     What the step loads is then paid once in all.
-    Only for a process in which nothing runs yet. Raises `StartFailed` where a fork is not safe.
+    Only for a process in which nothing runs yet. Raises `ForkRefused` where a fork is not safe.
     """
     _prepare(step, argument)
     if reason := why_not_fork():
-        raise StartFailed(f"the zygote cannot be forked from this process: {reason}")
+        raise ForkRefused(f"the zygote cannot be forked from this process: {reason}")
     ours, its = _socketpairs(socket.socketpair)
     with signals.blocked_in_children():
-        pid = os.fork()
+        pid = _fork()
         if pid == 0:
             for end in ours:
                 end.close()
@@ -267,9 +285,18 @@ def _socketpairs(
     return (first[0], second[0], third[0]), (first[1], second[1], third[1])
 
 
+class ForkRefused(Exception):
+    """Nothing may be forked from a process; what was to be forked can be spawned."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
 class ZygoteLauncher:
-    """Asks a zygote for workers. Raises `StartFailed` when it is gone or may not fork, or when it
-    does not answer in time: then it is killed. `imports_timeout_s` is how long it may import.
+    """Asks a zygote for workers. Raises `StartFailed` when it is gone or does not answer in time:
+    then it is killed; and `ForkRefused` when it may not fork. `imports_timeout_s` is how long it
+    may import.
     """
 
     def __init__(self, process: ZygoteProcess, imports_timeout_s: float | None = None) -> None:
@@ -343,10 +370,11 @@ class ZygoteLauncher:
                 assert self._forked is not None
                 if not self._forked.done():  # else it came too late, and the zygote is killed
                     self._forked.set_result(pid)
-            case Refused(reason):
+            case Refused(reason, safe):
                 assert self._forked is not None
+                said = f"the zygote may not fork: {reason}"
                 if not self._forked.done():
-                    self._forked.set_exception(StartFailed(f"the zygote may not fork: {reason}"))
+                    self._forked.set_exception(StartFailed(said) if safe else ForkRefused(said))
             case Exited(pid, status):
                 if pid in self._workers:
                     self._workers.pop(pid).record_exit(status)
@@ -370,6 +398,9 @@ class ZygoteLauncher:
     async def _reap(self, process: WorkerProcess) -> None:
         process.record_exit(reap(process.pid))
         await reap_group(process.pid)
+
+    def stop_forking(self, failure: str) -> bool:
+        return False
 
     @property
     def gone(self) -> bool:
@@ -404,7 +435,7 @@ class ZygoteLauncher:
 
 
 class LastingZygote:
-    """Asks a zygote for workers, and makes a new one when it has died.
+    """Asks a zygote for workers, makes a new one when it has died, and spawns where it refuses.
 
     Workers of the dead one live on. Raises `StartFailed` as `ZygoteLauncher` does.
     """
@@ -413,18 +444,36 @@ class LastingZygote:
         self,
         first: ZygoteLauncher,
         again: Callable[[], ZygoteProcess],
+        spawning: SpawnLauncher,
         imports_timeout_s: float | None = None,
     ) -> None:
         self._zygotes = [first]
         self._imports_timeout_s = imports_timeout_s
         self._again = again
+        self._spawning = spawning
+        self._distrusted = False
         self._renewing = asyncio.Lock()
 
     async def launch(self) -> WorkerProcess:
-        async with self._renewing:
-            if self._zygotes[-1].gone:
-                await self._renew()
-        return await self._zygotes[-1].launch()
+        if self._distrusted:
+            return await self._spawning.launch()
+        try:
+            async with self._renewing:
+                if self._zygotes[-1].gone:
+                    await self._renew()
+            return await self._zygotes[-1].launch()
+        except ForkRefused as refusal:
+            logger.warning("a worker is spawned, not forked: %s", refusal.message)
+            self._spawning.because = refusal.message
+            return await self._spawning.launch()
+
+    def stop_forking(self, failure: str) -> bool:
+        if self._distrusted or not _FORK_FAULT.search(failure):
+            return False
+        self._distrusted = True
+        self._spawning.because = f"a forked engine failed: {failure.splitlines()[0]}"
+        logger.warning("workers are spawned from now on: %s", self._spawning.because)
+        return True
 
     async def _renew(self) -> None:
         logger.warning("the zygote died: a new one is made")
@@ -437,11 +486,19 @@ class LastingZygote:
         self._zygotes.append(zygote)  # `close` may come before it is ready
         reason = await zygote.ready()
         if reason:
-            raise StartFailed(f"the new zygote may not fork: {reason}")
+            raise ForkRefused(f"the new zygote may not fork: {reason}")
 
     async def close(self) -> None:
         for zygote in self._zygotes:
             await zygote.close()
+        await self._spawning.close()
+
+
+# What CUDA and torch say in a child whose parent had initialised CUDA.
+_FORK_FAULT = re.compile(
+    r"in forked subprocess|CUDA driver initialization failed|CUDA error: initialization error"
+    r"|cudaErrorInitializationError|CUDA_ERROR_NOT_INITIALIZED"
+)
 
 
 def main(argv: list[str]) -> None:

@@ -14,7 +14,7 @@ import traceback
 from typing import Any
 
 from pd_eagle.engine import SGLANG_MODULES
-from pd_eagle.zygote import why_not_fork
+from pd_eagle.fork_check import why_not_fork
 
 
 def main() -> int:

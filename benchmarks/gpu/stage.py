@@ -23,6 +23,8 @@ STAGES: dict[str, float] = {
     "load": 640,
     "transfer": 400,
     "mixed": 350,
+    "restart": 600,
+    "graphs": 400,
 }
 
 

@@ -10,7 +10,8 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from pd_eagle.cpu import CPU_ATTENTION_BACKEND, overrides, threads
+from pd_eagle import overrides
+from pd_eagle.cpu import CPU_ATTENTION_BACKEND, threads
 from pd_eagle.cpu.packed_linear import pack
 from pd_eagle.cpu.priority import go_last
 from pd_eagle.errors import StartFailed

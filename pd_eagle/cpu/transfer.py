@@ -7,7 +7,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle.cpu.overrides import Override
+from pd_eagle.overrides import Override
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -137,8 +137,8 @@ def seam_errors() -> list[str]:
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
     from pd_eagle.cpu.kv_pool import HostKVPool
-    from pd_eagle.cpu.overrides import shape_errors
     from pd_eagle.cpu.seams import all_overrides
+    from pd_eagle.overrides import shape_errors
 
     replaced = [name for name, value in vars(HostKVPool).items() if inspect.isfunction(value)]
     assert len(replaced) == 2

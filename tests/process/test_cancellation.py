@@ -63,6 +63,7 @@ class Front:
 
     openai: OpenAI | None
     api_key: str | None = None
+    keep_alive_s = 0.0
     failing = False
 
     def health(self) -> Health:

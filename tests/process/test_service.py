@@ -276,5 +276,8 @@ class SlowSecond:
             await self.may_go_on.wait()
         return await self._launcher.launch()
 
+    def stop_forking(self, failure: str) -> bool:
+        return self._launcher.stop_forking(failure)
+
     async def close(self) -> None:
         """Leave the launcher to its owner."""

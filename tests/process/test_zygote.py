@@ -19,9 +19,11 @@ import pytest
 
 from pd_eagle import zygote
 from pd_eagle.errors import StartFailed
+from pd_eagle.launch import SpawnLauncher
 from pd_eagle.zygote import (
     Exited,
     Forked,
+    ForkRefused,
     Imported,
     LastingZygote,
     ZygoteLauncher,
@@ -54,8 +56,10 @@ async def asked() -> None:
 
 async def test_it_refuses_to_fork_while_a_thread_runs() -> None:
     launcher = ZygoteLauncher(await spawn(scripted.PRELOAD_WITH_THREAD))
-    assert await launcher.ready() == "2 threads run in it"
-    with pytest.raises(StartFailed, match="the zygote may not fork: 2 threads run in it"):
+    said = await launcher.ready()
+    assert said is not None
+    assert said.startswith("2 threads run in it: its own, ")
+    with pytest.raises(ForkRefused, match="the zygote may not fork: 2 threads run in it"):
         await launcher.launch()
     await launcher.close()
 
@@ -66,7 +70,7 @@ def test_a_process_with_threads_is_not_forked() -> None:
     thread.start()
     try:
         with pytest.raises(
-            StartFailed, match=r"cannot be forked from this process: \d+ threads run"
+            ForkRefused, match=r"cannot be forked from this process: \d+ threads run"
         ):
             zygote.fork_from_here(None, scripted.PRELOAD)
     finally:
@@ -94,7 +98,7 @@ def test_a_zygote_forked_from_here_leads_a_session_and_ends_with_its_sockets() -
 def test_a_process_in_which_cuda_runs_is_not_forked() -> None:
     code = """
 import sys, types
-from pd_eagle.zygote import why_not_fork
+from pd_eagle.fork_check import why_not_fork
 assert why_not_fork() is None
 running = True
 sys.modules["torch"] = types.SimpleNamespace(
@@ -258,7 +262,7 @@ async def test_one_that_hangs_is_replaced(impatient: None) -> None:
     first = ZygoteLauncher(await spawn())
     await first.ready()
     again = partial(zygote.spawn, os.environ, None, scripted.PRELOAD)
-    launcher = LastingZygote(first, again)
+    launcher = LastingZygote(first, again, SpawnLauncher(os.environ))
     os.kill(first._process.pid, signal.SIGSTOP)
     with pytest.raises(StartFailed, match="the zygote hangs"):
         await launcher.launch()

@@ -105,6 +105,7 @@ class ScriptedFront:
         self.status: Status = "ready"
         self.full: PdEagleError | None = None
         self.failing = False
+        self.keep_alive_s = 0.0
         self.inside: list[str] = []
 
     def health(self) -> Health:
@@ -465,6 +466,31 @@ async def test_a_crash_before_the_answer_is_a_500_and_is_raised(
     with pytest.raises(ZeroDivisionError):  # for the server's log
         await exchange.end()
     assert front.layer.running == 0
+
+
+# --- pauses in mid-stream
+
+
+async def test_a_pause_is_filled_with_comments(app: Starlette, front: ScriptedFront) -> None:
+    front.layer.steps = ["one", None]
+    front.keep_alive_s = 0.02
+    async with Exchange(app, "POST", CHAT, body=json.dumps(STREAM).encode()) as exchange:
+        messages = [await exchange.next_message() for _ in range(4)]
+        bodies = [message.get("body") for message in messages]
+        assert bodies == [None, b"data: one\n\n", b": keep-alive\n\n", b": keep-alive\n\n"]
+        await exchange.end()
+        assert front.layer.running == 0
+
+
+async def test_nothing_is_said_before_the_first_event(app: Starlette, front: ScriptedFront) -> None:
+    """Until then an error may yet be an ordinary error response."""
+    front.layer.steps = [None]
+    front.keep_alive_s = 0.01
+    async with Exchange(app, "POST", CHAT, body=json.dumps(STREAM).encode()) as exchange:
+        await front.layer.waiting.wait()
+        await asyncio.sleep(0.05)
+        assert exchange.sent == 0
+        await exchange.end()
 
 
 # --- clients that go away

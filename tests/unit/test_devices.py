@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pd_eagle import devices, nvml
 from pd_eagle.devices import Device, Inventory, discover, parse_gpus
 from pd_eagle.errors import PlanRefused, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 GIB = 2**30
 
@@ -25,6 +32,7 @@ class Card:
     uuid: str = "GPU-0"
     memory_bytes: int = 80 * GIB
     mig: bool | None = False  # None: the card has no MIG
+    capability: tuple[int, int] = (9, 0)
 
 
 class ScriptedNvml:
@@ -66,6 +74,9 @@ class ScriptedNvml:
             raise Failure("Not Supported")
         return [int(handle.mig), 0]
 
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Card) -> list[int]:
+        return list(handle.capability)
+
 
 def host(*uuids: str, name: str = "NVIDIA H100 80GB HBM3") -> ScriptedNvml:
     return ScriptedNvml(*(Card(name, uuid) for uuid in uuids))
@@ -79,17 +90,17 @@ def uuids(inventory: Inventory) -> list[str]:
 
 
 def test_all_gpus_are_numbered_from_zero() -> None:
-    nvml = ScriptedNvml(Card(uuid="GPU-a", mig=None), Card(uuid="GPU-b"))
-    found = discover("auto", None, nvml)
+    cards = ScriptedNvml(Card(uuid="GPU-a", mig=None), Card(uuid="GPU-b"))
+    found = discover("auto", None, cards)
     assert found == Inventory(
         "cuda",
         (
-            Device(0, "NVIDIA H100 80GB HBM3", "GPU-a", 80 * GIB),
-            Device(1, "NVIDIA H100 80GB HBM3", "GPU-b", 80 * GIB),
+            Device(0, "NVIDIA H100 80GB HBM3", "GPU-a", 80 * GIB, (9, 0)),
+            Device(1, "NVIDIA H100 80GB HBM3", "GPU-b", 80 * GIB, (9, 0)),
         ),
         "2 GPUs by NVML",
     )
-    assert nvml.open == 0
+    assert cards.open == 0
 
 
 @pytest.mark.parametrize(
@@ -156,9 +167,74 @@ def test_no_gpu_is_the_cpu_or_a_refusal(nvml: ScriptedNvml, reason: str) -> None
     assert nvml.open == 0
 
 
-def test_without_nvidia_ml_py_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_NVML_LIBRARY", "libnobody-has-this.so.1")
+    monkeypatch.setattr(subprocess, "run", None)
+    reason = "no NVIDIA driver is installed (libnobody-has-this.so.1 cannot be loaded)"
+    assert discover("auto", None) == Inventory("cpu", (), reason)
+
+
+#: Stands in for nvml.py: what the process that asks NVML prints, and how it ends.
+PRINTS_TWO = """
+import os, sys
+sys.path.insert(0, {root!r})
+from pd_eagle.nvml import PhysicalGpu, dump
+assert os.getpid() != {pid}
+ours = PhysicalGpu("H100", "GPU-a", 80, False, (9, 0))
+print(dump([ours, PhysicalGpu("T4", "GPU-b", 16, False, (7, 5))]))
+"""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Inventory]:
+    """Return what `discover` makes of a process that runs the given code instead of nvml.py."""
+
+    def ask(code: str) -> Inventory:
+        script = tmp_path / "nvml.py"
+        script.write_text(code)
+        monkeypatch.setattr(devices, "_NVML_LIBRARY", "libc.so.6")
+        monkeypatch.setattr(nvml, "__file__", str(script))
+        return discover("auto", None)
+
+    return ask
+
+
+def test_nvml_is_asked_in_another_process(asked: Callable[[str], Inventory]) -> None:
+    root = str(Path(devices.__file__).parent.parent)
+    found = asked(PRINTS_TWO.format(root=root, pid=os.getpid()))
+    assert found.devices == (
+        Device(0, "H100", "GPU-a", 80, (9, 0)),
+        Device(1, "T4", "GPU-b", 16, (7, 5)),
+    )
+    assert "pynvml" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise OSError('no room')", "NVML cannot be asked: OSError: no room"),
+        ("import os; os._exit(9)", "NVML cannot be asked: exit code 9"),
+        ("import time; time.sleep(60)", "the NVIDIA driver does not answer NVML within 0.5 s"),
+    ],
+)
+def test_a_process_that_fails_to_ask_nvml_says_why(
+    asked: Callable[[str], Inventory], monkeypatch: pytest.MonkeyPatch, code: str, reason: str
+) -> None:
+    if "sleep" in code:
+        monkeypatch.setattr(devices, "_NVML_TIMEOUT_S", 0.5)
+    assert asked(code).reason == reason
+
+
+def test_the_process_that_asks_prints_what_can_be_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", host("GPU-a"))
+    nvml.main()
+    (gpu,) = list(nvml.load(capsys.readouterr().out))
+    assert gpu == nvml.PhysicalGpu("NVIDIA H100 80GB HBM3", "GPU-a", 80 * GIB, False, (9, 0))
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert discover("auto", None) == Inventory("cpu", (), "nvidia-ml-py is not installed")
+    nvml.main()
+    assert nvml.load(capsys.readouterr().out) == "nvidia-ml-py is not installed"
 
 
 def test_the_cpu_when_asked_for_looks_at_no_gpu() -> None:

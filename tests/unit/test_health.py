@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
@@ -61,6 +62,8 @@ def test_a_worker_says_what_it_is() -> None:
         scheduler_pids=[],  # those of the info are gone with the process
         bootstrap_port=None,
         restarts=2,
+        spawned_because=None,
+        back_in_s=None,
         inflight=0,
         running=1,
         max_running=48,
@@ -124,3 +127,17 @@ def test_in_unified_mode_there_is_no_port() -> None:
 )
 def test_serving_is_ready_or_nearly_so(status: str, serving: bool) -> None:
     assert replace(health(), status=status).serving is serving  # type: ignore[arg-type]
+
+
+def test_a_worker_that_restarts_says_when_it_is_back() -> None:
+    decode = worker(DECODE)
+    assert WorkerHealth.of(decode).back_in_s is None  # nobody knows how long its first start takes
+    decode.start_s = 12.34
+    assert WorkerHealth.of(decode).back_in_s == 12.3  # not launched yet
+    decode._process = cast("Any", object())
+    decode._start_began -= 5.0
+    assert decode.back_in_s == pytest.approx(7.3, abs=0.2)
+    decode._start_began -= 60.0
+    assert decode.back_in_s == 0.0
+    decode.state = "ready"
+    assert decode.back_in_s is None

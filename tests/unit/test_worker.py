@@ -119,6 +119,9 @@ class Started:
         OneTurn.info = EngineInfo(self.child.pid, [], 100, 100, 100, 256)
         return WorkerProcess(self.child.pid, data, lifeline, output)
 
+    def stop_forking(self, failure: str) -> bool:
+        return False
+
     async def close(self) -> None:
         for end in self.ends:
             end.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import time
@@ -21,6 +22,21 @@ if TYPE_CHECKING:
     from pd_eagle import PDEngine
 
 HEAL_TIMEOUT_S = 100.0
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A process that is killed: of which worker, and whether its host or its scheduler."""
+
+    worker: str
+    process: str = "scheduler"
+
+    def __str__(self) -> str:
+        return f"{self.worker} {self.process}"
+
+    @property
+    def is_prefill(self) -> bool:
+        return self.worker.startswith("prefill")
 
 
 @dataclass
@@ -51,20 +67,22 @@ def _strike(host: Host, settings: dict[str, Any], victims: list[str]) -> Found:
     chosen = host.embedded() | settings | {"engine_args": host.exact | host.small}
     with host.start(**chosen) as engine:
         ask(engine, asked[:2], 2, 8)
-        whole = asyncio.run(_load(engine, asked, new_tokens, None))
+        whole = asyncio.run(load(engine, asked, new_tokens, None))
         return {
             "streams": streams,
             "undisturbed": percentiles([answer.pause_s for answer in whole]),
-            **{name: _one(engine, asked, new_tokens, name, whole) for name in victims},
+            **{name: strike(engine, asked, new_tokens, Victim(name), whole) for name in victims},
         }
 
 
-def _one(
-    engine: PDEngine, asked: list[list[int]], new_tokens: int, victim: str, whole: list[_Answer]
+def strike(
+    engine: PDEngine, asked: list[list[int]], new_tokens: int, victim: Victim, whole: list[_Answer]
 ) -> Found:
-    answers = asyncio.run(_load(engine, asked, new_tokens, victim))
-    healed_s = _until_whole(engine, victim)
-    worker = _worker(engine, victim)
+    """Kill `victim` under load; return what became of the answers and when it was back."""
+    before = _worker(engine, victim.worker)["restarts"]
+    answers = asyncio.run(load(engine, asked, new_tokens, victim))
+    healed_s = _until_whole(engine, victim.worker, before)
+    worker = _worker(engine, victim.worker)
     places = [first_difference(a.ids, w.ids) for a, w in zip(answers, whole, strict=True)]
     return {
         "errors": [answer.error for answer in answers if answer.error],
@@ -75,14 +93,15 @@ def _one(
         "pause_s": percentiles([answer.pause_s for answer in answers]),
         "whole_again_after_the_answers_s": round(healed_s, 2),
         "restarts": worker["restarts"],
+        "spawned_because": worker["spawned_because"],
         "last_error": worker["last_error"],
     }
 
 
-async def _load(
-    engine: PDEngine, asked: list[list[int]], new_tokens: int, victim: str | None
+async def load(
+    engine: PDEngine, asked: list[list[int]], new_tokens: int, victim: Victim | None
 ) -> list[_Answer]:
-    """Stream all answers at once; kill `victim`'s scheduler when a third of the tokens are there.
+    """Stream all answers at once; kill `victim` when a third of the tokens are there.
 
     A prefill worker is idle by then: it is killed, and new questions are asked at once.
     """
@@ -93,9 +112,9 @@ async def _load(
         if sum(len(answer.ids) for answer in answers) >= len(asked) * new_tokens // 3:
             third.set()
 
-    early = victim is not None and victim.startswith("prefill")
-    if early:
-        _kill(engine, str(victim))
+    early = victim is not None and victim.is_prefill
+    if victim and early:
+        _kill(engine, victim)
     asking = [
         asyncio.create_task(_stream(engine, ids, new_tokens, answer, count))
         for ids, answer in zip(asked, answers, strict=True)
@@ -132,14 +151,17 @@ def _worker(engine: PDEngine, name: str) -> dict[str, Any]:
     return next(worker for worker in workers if worker["name"] == name)
 
 
-def _kill(engine: PDEngine, name: str) -> None:
-    os.kill(_worker(engine, name)["scheduler_pids"][0], signal.SIGKILL)
+def _kill(engine: PDEngine, victim: Victim) -> None:
+    worker = _worker(engine, victim.worker)
+    pid = worker["pid"] if victim.process == "host" else worker["scheduler_pids"][0]
+    os.kill(pid, signal.SIGKILL)
+    logging.getLogger(__name__).info("killed %s, pid %d", victim, pid)
 
 
-def _until_whole(engine: PDEngine, victim: str) -> float:
+def _until_whole(engine: PDEngine, victim: str, before: int) -> float:
     began = time.monotonic()
     while time.monotonic() - began < HEAL_TIMEOUT_S:
-        if engine.health()["status"] == "ready" and _worker(engine, victim)["restarts"]:
+        if engine.health()["status"] == "ready" and _worker(engine, victim)["restarts"] > before:
             return time.monotonic() - began
         time.sleep(0.1)
     raise TimeoutError(f"{victim} is not back after {HEAL_TIMEOUT_S} s: {engine.health()}")

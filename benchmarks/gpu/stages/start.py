@@ -9,14 +9,16 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
-from benchmarks.asking import ask
+from benchmarks.asking import CHAT, ask, chat_body
 from benchmarks.gpu.host import DUMMY, Host, prompts
 from benchmarks.provenance import ROOT
-from pd_eagle import cpu, pd_engine
+from pd_eagle import cpu
+from tests.engine.serving import ServerProcess
 
 if TYPE_CHECKING:
     from benchmarks.gpu.journal import Found, Journal
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 # What engines and package say between start and readiness.
 _PHASE = re.compile(
     r"Load weight (?:begin|end)|KV Cache is allocated|[Cc]apture .*(?:begin|end)|Memory pool end"
-    r"|workers up|^ready|carried|spawned, not forked|Found \d+ HCAs|protocol:|NVLINK|NVLink",
+    r"|workers up|^ready|carried|spawned|killed|failed: |is back after|→|server_args"
+    r"|Init torch dist|Found \d+ HCAs|protocol:|NVLINK|NVLink",
 )
 # These keep SGLang's imports off the driver: torch's availability test, FlashInfer's.
 OFF_THE_DRIVER = {
@@ -46,11 +49,15 @@ def run(host: Host, journal: Journal) -> None:
     for transfer in ("nixl", "mooncake"):
         settings = model | {"pd_mode": "on", "disagg_transfer_backend": transfer}
         journal.part(f"PD {transfer}", partial(_start, host, settings), gpus=2)
-    journal.part("forked", lambda: _forked(host, model | {"pd_mode": "off"}))
+    spawned = model | {"pd_mode": "off", "fork_workers": False}
+    journal.part("unified, spawned", lambda: _start(host, spawned))
+    for name in ("server, first", "server, again"):
+        journal.part(name, partial(_servers, host, 1), gpus=2)
+    journal.part("two servers at once", partial(_servers, host, 2), gpus=2)
 
 
 def _start(host: Host, settings: dict[str, Any]) -> Found:
-    phases = _Phases()
+    phases = Phases()
     logger = logging.getLogger()
     logger.addHandler(phases)
     try:
@@ -66,17 +73,58 @@ def _start(host: Host, settings: dict[str, Any]) -> Found:
                 "transfer": health["transfer_backend"],
                 "plan": health["plan"]["reason"],
                 "workers": [worker["name"] for worker in health["plan"]["workers"]],
+                "spawned_because": [worker["spawned_because"] for worker in health["workers"]],
                 "phases": phases.seen,
             }
     finally:
         logger.removeHandler(phases)
 
 
-class _Phases(logging.Handler):
-    """Keeps the lines that mark a phase, with their seconds since the start."""
+def _servers(host: Host, count: int) -> Found:
+    """Start servers of one prefill and one decode engine each; seconds from the command."""
+    names = [f"server-{number}" for number in range(count)]
+    with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
+        return dict(zip(names, pool.map(partial(_server, host, stack), names), strict=True))
+
+
+def _server(host: Host, stack: ExitStack, name: str) -> Found:
+    engine_args = host.settings(**DUMMY)["engine_args"]
+    settings = {
+        "DEVICE": host.device,
+        "MODEL_PATH": str(host.big_model()),
+        "PD_MODE": "on",
+        "DISAGG_TRANSFER_BACKEND": "nixl",
+    }
+    if not host.dry_run:
+        settings["MEM_FRACTION_STATIC"] = "0.9"
+        engine_args |= {"max_total_tokens": 60_000}
+    settings["ENGINE_ARGS"] = json.dumps(engine_args)
+    began = time.monotonic()
+    server = stack.enter_context(ServerProcess(host.folder / f"start-{name}.log", **settings))
+    ready_s = time.monotonic() - began
+    status, _ = server.post(CHAT, chat_body("Hello", 8, stream=False))
+    health = server.get("/health")[1]
+    return {
+        "ready_s": round(ready_s, 2),
+        "first_answer_s": round(time.monotonic() - began - ready_s, 3),
+        "status": status,
+        "spawned_because": [worker["spawned_because"] for worker in health["workers"]],
+        "phases": [line[:200] for line in _lines(server) if _PHASE.search(line)][:80],
+    }
+
+
+def _lines(server: ServerProcess) -> list[str]:
+    return server.log.read_text(errors="replace").splitlines()
+
+
+class Phases(logging.Handler):
+    """Keeps the lines that mark a phase, with their seconds since the start, or `restart`."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
+        self.restart()
+
+    def restart(self) -> None:
         self.seen: list[list[Any]] = []
         self._began = time.monotonic()
 
@@ -85,17 +133,8 @@ class _Phases(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
-        if _PHASE.search(said) and "server_args" not in said and len(self.seen) < 80:
-            self.seen.append([round(self.elapsed(), 2), record.name, said[:240]])
-
-
-def _forked(host: Host, settings: dict[str, Any]) -> Found:
-    """Start with engines forked from the zygote, which the package does on the CPU alone."""
-    forking = patch.object(pd_engine, "check_forked_engines", return_value=True)
-    with forking, patch.dict(os.environ, OFF_THE_DRIVER):
-        found = _start(host, settings)
-    refused = [said for _, _, said in found["phases"] if "spawned, not forked" in said]
-    return found | {"forked": not refused, "refused": refused}
+        if _PHASE.search(said) and len(self.seen) < 80:
+            self.seen.append([round(self.elapsed(), 2), record.name, said[:160]])
 
 
 def _imports(variables: dict[str, str]) -> Found:

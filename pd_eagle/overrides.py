@@ -52,7 +52,7 @@ def apply(overrides: Iterable[Override]) -> None:
     """
     overrides = list(overrides)
     if errors := shape_errors(overrides):
-        raise StartFailed("SGLang is not what the CPU platform overrides:\n" + "\n".join(errors))
+        raise StartFailed("SGLang or torch is not what is overridden here:\n" + "\n".join(errors))
     for override in overrides:
         _put(override)
 

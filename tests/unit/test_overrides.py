@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle.cpu.overrides import Override, apply, shape_errors, shape_of
 from pd_eagle.errors import StartFailed
+from pd_eagle.overrides import Override, apply, shape_errors, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
