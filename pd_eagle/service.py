@@ -453,7 +453,9 @@ class Service:
             why = "RESUME is off"
         if self.status == "draining":
             why = "the service is stopping"
-        if len(tried.counted) > self._policy.retry_limit:
+        if not self._policy.retry_limit:
+            why = "RETRY_LIMIT is 0"
+        elif len(tried.counted) > self._policy.retry_limit:
             names = ", ".join(tried.counted)
             why = f"{len(tried.counted)} pairs were tried: {names} (RETRY_LIMIT)"
         if why:

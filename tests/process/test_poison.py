@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pd_eagle.errors import EngineCrashed, InvalidRequest, NotServing
+from pd_eagle.errors import EngineCrashed, InvalidRequest, NotServing, WorkerDied
 from pd_eagle.messages import Request
 from pd_eagle.restarts import RestartPolicy
 from pd_eagle.service import ServicePolicy, new_rid
@@ -106,6 +106,17 @@ async def test_poisons_at_once_end_one_by_one(forked: Stage) -> None:
     assert [type(end) for end in ended] == [EngineCrashed] * 5
     assert await asyncio.gather(*honest) == [answer_to(f"h{n}", 40) for n in range(4)]
     assert deaths(forked) <= 5 + 3
+
+
+async def test_who_wants_no_second_try_gets_none_after_a_crash_either(forked: Stage) -> None:
+    policy = replace(POLICY, retry_limit=0)
+    service = await forked.service(
+        "prefill", "decode", scripts={"decode-0": POISONED}, policy=policy
+    )
+    with pytest.raises(WorkerDied, match="not tried elsewhere: RETRY_LIMIT is 0"):
+        await text_of(service, request("p"))
+    assert deaths(forked) == 1
+    assert await text_of(service, request("x")) == answer_to("x")
 
 
 async def test_a_kill_from_outside_makes_no_suspects(forked: Stage) -> None:
