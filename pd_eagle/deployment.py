@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pd_eagle.models import Description, ModelShape
     from pd_eagle.placement import Plan, WorkerPlan
 
+LOOPBACK = "127.0.0.1"
+
 
 @dataclass(frozen=True, slots=True)
 class Outline:
@@ -213,6 +215,20 @@ def _environment(environ: Mapping[str, str], found: Outline, *, embedded: bool) 
     variables = {k: v for k, v in environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     if found.inventory.kind == "cpu":
         threads = found.settings.cpu_threads
-        return variables | cpu.environment(offline=embedded, threads=threads)
+        mine = cpu.environment(offline=embedded, threads=threads)
+        return variables | mine | _loopback(environ)
     ib_device = found.settings.disagg_ib_device
-    return variables | engine_args.environment("cuda", found.transfer, ib_device)
+    return (
+        variables | _loopback(environ) | engine_args.environment("cuda", found.transfer, ib_device)
+    )
+
+
+def _loopback(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what makes the engines' own sockets listen on loopback alone: all are on one host.
+
+    SGLang and Mooncake take the network's address otherwise. Whoever names an address is obeyed.
+    """
+    if environ.get("SGLANG_HOST_IP") or environ.get("HOST_IP"):
+        return {}
+    variables = {"SGLANG_HOST_IP": LOOPBACK, "MC_TCP_BIND_ADDRESS": LOOPBACK}
+    return {name: environ.get(name) or value for name, value in variables.items()}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pd_eagle.cpu import CPU_ATTENTION_BACKEND, cache_locs, sampling, tree
 from pd_eagle.cpu.attention import TorchAttention, TorchDraftSteps
 from pd_eagle.cpu.elementwise import add_gated, softcap
+from pd_eagle.cpu.neighbours import STORE
 from pd_eagle.cpu.transfer import host_memory_overrides
 from pd_eagle.overrides import Override
 
@@ -26,7 +27,7 @@ TRITON = "a Triton kernel: needs a GPU"
 
 def all_overrides() -> list[Override]:
     """Return every override that this machine needs."""
-    return [*host_memory_overrides(), *PROCESS, *MODELS, *EAGLE]
+    return [*host_memory_overrides(), STORE, *PROCESS, *MODELS, *EAGLE]
 
 
 def _instead(replacement: Any) -> Callable[[Any], Any]:

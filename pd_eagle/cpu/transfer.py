@@ -7,6 +7,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+from pd_eagle.cpu.neighbours import MOONCAKE_PREFILL, NIXL_DECODE, NIXL_PREFILL
 from pd_eagle.overrides import Override
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ def host_memory_overrides() -> list[Override]:
 
     An engine that is then told to use another one fails with that backend's own words.
     """
-    return [MOONCAKE_INDICES, NIXL_MEMORY] if _can_import("nixl._api") else [MOONCAKE_INDICES]
+    mooncake = [MOONCAKE_INDICES, MOONCAKE_PREFILL]
+    nixl = [NIXL_MEMORY, NIXL_PREFILL, NIXL_DECODE]
+    return [*mooncake, *nixl] if _can_import("nixl._api") else mooncake
 
 
 def _can_import(module: str) -> bool:
