@@ -62,6 +62,8 @@ def environment(*, offline: bool = False, threads: int = 1) -> dict[str, str]:
         # while they are imported, and where threads run nothing may be forked.
         _THREADS: str(threads),
         "MOONCAKE_PROTOCOL": "tcp",
+        # NIXL's UCX listens on every network device that it may use; both ends are on this host.
+        "UCX_NET_DEVICES": "lo",
         # A dead scheduler waits for these dumps, up to a minute, before anybody is told.
         "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
         "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
