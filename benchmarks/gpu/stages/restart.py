@@ -106,7 +106,10 @@ def _measure(
 
 
 def _first_words(engine: PDEngine, asked: list[list[int]]) -> Found:
-    """Return a mark of the answers, asked one by one: the same for engines that work alike."""
+    """Return a mark of the answers, asked one by one, and how they begin.
+
+    With made-up weights all may begin alike: then neither the mark nor `equal` shows anything.
+    """
     began = time.monotonic()
     answers = ask(engine, asked[:8], 1, 32)
     digest = hashlib.sha256(json.dumps(answers.ids).encode()).hexdigest()
