@@ -241,7 +241,7 @@ async def test_a_hung_scheduler_is_seen_by_its_snapshot(forked: Stage) -> None:
 
 
 async def test_one_that_was_only_slow_is_trusted_again(forked: Stage) -> None:
-    policy = replace(POLICY, restarts=replace(RESTARTS, hang_timeout_s=2.0))
+    policy = replace(POLICY, restarts=replace(RESTARTS, hang_timeout_s=6.0))
     service = await forked.service("prefill", "decode", policy=policy)
     pid = service.workers[1].pid or 0
     os.kill(pid, signal.SIGSTOP)
