@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Between two rounds.
+_PAUSE_S = 0.05
 _PROBE_TIMEOUT_S = 10.0
 _LONGEST_PROBE_TIMEOUT_S = 60.0
 #: A probe may take this many times as long as the slowest of the last ones.
@@ -126,6 +128,9 @@ class Canary:
                     await self._doubt.wait()
             except TimeoutError:
                 pass
+            # A doubt may be raised again in every round, as long as it cannot be looked into, and
+            # neither an event that is set nor a round without probes gives way to the loop.
+            await asyncio.sleep(_PAUSE_S)
             self._doubt.clear()
             try:
                 await self._round()

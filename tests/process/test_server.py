@@ -201,10 +201,6 @@ async def test_a_failed_start_carries_the_engines_last_words(tmp_path: Path, sta
             {"STACK_PRELOAD": scripted.PRELOAD_FAILS},
             "what every engine loads could not be loaded: ImportError: the script says",
         ),
-        (
-            {"STACK_PRELOAD": scripted.PRELOAD_WITH_THREAD},
-            "the zygote cannot be forked from this process: 2 threads run in it",
-        ),
     ],
 )
 async def test_what_cannot_be_loaded_is_a_failed_start(
