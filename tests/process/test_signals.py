@@ -162,7 +162,7 @@ def zygote_of(server: Server) -> int:
     return int(pid)
 
 
-@pytest.mark.timeout(40)
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_a_stopped_zygote_does_not_keep_the_server(
     tmp_path: Path, temp_dir: Path, signals: int
@@ -179,7 +179,7 @@ async def test_a_stopped_zygote_does_not_keep_the_server(
     assert "Traceback" not in server.log
 
 
-@pytest.mark.timeout(40)
+@pytest.mark.timeout(150)
 async def test_a_zygote_that_stops_during_the_start_does_not_keep_the_server(
     tmp_path: Path, temp_dir: Path
 ) -> None:
@@ -190,7 +190,7 @@ async def test_a_zygote_that_stops_during_the_start_does_not_keep_the_server(
         assert await server.exit_code() in (serve.EXIT_OK, serve.EXIT_START)
 
 
-@pytest.mark.timeout(40)
+@pytest.mark.timeout(150)
 async def test_a_stopped_worker_does_not_keep_the_server(
     tmp_path: Path, temp_dir: Path, mark: str
 ) -> None:
