@@ -166,7 +166,7 @@ class Supervisor:
         history = self._histories[worker.name]
         while True:
             await self._wait_before_start(worker, history)
-            if worker.state == "failed":  # its last start failed, or it was given up
+            if worker.state == "failed":  # it was given up
                 worker.become("restarting")
             if counts:
                 history.add()
@@ -179,6 +179,8 @@ class Supervisor:
         recent = history.recent
         if recent < self._policy.limit:
             history.tries_since_given_up = 0
+            if worker.state == "failed":  # its last start did; it is not given up
+                worker.become("restarting")
             await asyncio.sleep(self._policy.delay_s(recent))
             return
         again_s = self._policy.given_up_s(history.tries_since_given_up)

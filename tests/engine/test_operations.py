@@ -44,7 +44,7 @@ def server(
     tmp_path_factory: pytest.TempPathFactory, collector: Collector
 ) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("operations") / "server.log"
-    settings = {"DECODE_REPLICAS": "2", "RESTART_LIMIT": "2"}
+    settings = {"DECODE_REPLICAS": "2", "RESTART_LIMIT": "2", "DRAIN_TIMEOUT_S": "120"}
     with ServerProcess(log, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **settings) as running:
         yield running
 
@@ -224,7 +224,7 @@ def test_sigterm_lets_streams_finish(server: ServerProcess) -> None:
     assert server.get("/health/ready")[0] == 503
     assert server.get("/health/live")[0] == 200
     for stream in streams:
-        stream.join(60)
+        stream.join(150)
         assert (stream.error, stream.finish_reason) == (None, "length")
     assert server.process.wait(30) == serve.EXIT_OK
 
