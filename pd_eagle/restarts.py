@@ -68,11 +68,6 @@ class RestartHistory:
         """Count one restart, or a crash that should have been one."""
         self._restarts.append(self._now_s())
 
-    def take_back(self) -> None:
-        """Forget the newest: it was not the worker's doing."""
-        if self._restarts:
-            self._restarts.pop()
-
     @property
     def recent(self) -> int:
         while self._restarts and self._now_s() - self._restarts[0] >= self._window_s:

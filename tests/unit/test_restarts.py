@@ -55,15 +55,6 @@ def test_a_slow_start_does_not_hide_a_crash_loop() -> None:
     assert history.recent == 6
 
 
-def test_a_crash_that_was_no_fault_of_the_worker_is_taken_back() -> None:
-    history = RestartHistory(300.0, Clock())
-    history.take_back()  # there is none
-    history.add()
-    history.add()
-    history.take_back()
-    assert history.recent == 1
-
-
 @pytest.mark.parametrize(("tries", "least", "most"), [(0, 45, 75), (1, 90, 150), (9, 675, 1125)])
 def test_a_worker_that_was_given_up_is_tried_more_and_more_seldom(
     tries: int, least: float, most: float
