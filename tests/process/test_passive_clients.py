@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 HALF = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n\r\n{"
 
+#: 16 s of tokens, about 1.4 MB: less than the kernel's own buffers may hold for one connection.
+LONG = Script(
+    acts={"s": Act(burst=64, pause_s=0.001)}, context_length=2**20, max_total_tokens=2**20
+)
+
 
 @pytest.fixture(autouse=True, params=["uvloop", "asyncio"])
 def loop_of_the_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,15 +85,35 @@ async def test_a_server_takes_all_descriptors_it_may_have(tmp_path: Path) -> Non
         await server.line("456 connections at once: this process may have 512 files")
 
 
+async def start_a_long_stream(
+    server: Server,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await connect(server)
+    body = b'{"prompt": "s", "stream": true, "max_tokens": 1000000}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+    writer.write(head % len(body) + body)
+    await reader.read(1)
+    return reader, writer
+
+
 async def test_a_stream_that_nobody_reads_ends(tmp_path: Path) -> None:
-    endless = Script(acts={"s": Act(burst=64)}, context_length=2**20, max_total_tokens=2**20)
-    async with Server(tmp_path, endless, endless, WRITE_TIMEOUT_S="1") as server:
+    async with Server(tmp_path, LONG, LONG, WRITE_TIMEOUT_S="1") as server:
         await server.ready()
-        reader, writer = await connect(server)
-        body = b'{"prompt": "s", "stream": true, "max_tokens": 1000000}'
-        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
-        writer.write(head % len(body) + body)
-        await reader.read(1)
+        _, writer = await start_a_long_stream(server)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         await server.line("decode-0 . aborted")
+        await hang_up(writer)
+
+
+async def test_a_stream_that_is_read_slowly_keeps_no_place_past_its_deadline(
+    tmp_path: Path,
+) -> None:
+    async with Server(tmp_path, LONG, LONG, REQUEST_TIMEOUT_S="1") as server:
+        await server.ready()
+        reader, writer = await start_a_long_stream(server)
+        aborted = asyncio.ensure_future(server.line("decode-0 . aborted"))
+        while not aborted.done():
+            assert await reader.read(100)
+            await asyncio.wait([aborted], timeout=0.02)
+        assert (await server.request("GET", "/health")).json()["inflight"] == 0
         await hang_up(writer)
