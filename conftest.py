@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pd_eagle import doctor
+from pd_eagle.plan import doctor
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

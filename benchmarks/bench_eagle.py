@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.asking import Answers, ask
 from benchmarks.provenance import conclude, log_to_file, tell
 from pd_eagle import PDEngine, demo
-from pd_eagle.engine import load_tokenizer
+from pd_eagle.workers.engine import load_tokenizer
 from tests.tiny_models import tiny_draft, tiny_model
 from tools.draft.tasks import EVERYDAY
 

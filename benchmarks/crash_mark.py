@@ -16,9 +16,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle import engine
-from pd_eagle.deployment import Stack
+from pd_eagle.plan.deployment import Stack
 from pd_eagle.serve import main
+from pd_eagle.workers import engine
 from tests.engine.serving import ServerProcess
 
 if TYPE_CHECKING:

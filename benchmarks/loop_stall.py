@@ -19,18 +19,20 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from benchmarks.provenance import conclude, log_to_file, tell
-from pd_eagle import demo, gate, heap
-from pd_eagle.app import make_app
+from pd_eagle import demo
+from pd_eagle.http.app import make_app
 from pd_eagle.messages import Delta, EngineInfo
+from pd_eagle.requests import gate
+from pd_eagle.workers import gc_freezing
 from tests.asgi import Exchange
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from pd_eagle.app import Front
+    from pd_eagle.http.app import Front
+    from pd_eagle.http.openai_api import OpenAIApi
     from pd_eagle.messages import Request
-    from pd_eagle.openai_api import OpenAIApi
-    from pd_eagle.service import Service
+    from pd_eagle.requests.service import Service
 
 _MIB = 2**20
 _BODY = 15 * _MIB
@@ -223,13 +225,13 @@ async def honest_beside_large(app: Any) -> dict[str, float]:
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from pd_eagle.openai_api import OpenAIApi
+        from pd_eagle.http.openai_api import OpenAIApi
 
     model = str(demo.model_dir())
     engine_args = {"model_path": model, "device": "cpu", "context_length": _CONTEXT}
     openai = OpenAIApi(cast("Service", AnsweringService()), engine_args)
     app = make_app(cast("Front", _Front(openai)))
-    heap.settle()  # as the server does
+    gc_freezing.settle()  # as the server does
     await stall(app, "/v1/chat/completions", b'{"messages":[{"role":"user","content":"x"}]}')
     idle_s = (await stall(app, "/v1/completions", b"{}"))[0]
     rows = {}

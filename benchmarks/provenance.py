@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle import devices
+from pd_eagle.plan import devices
 from pd_eagle.version import VERSION
 
 if TYPE_CHECKING:

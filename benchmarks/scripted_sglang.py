@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle import deployment as deployments
-from pd_eagle import engine, serve
-from pd_eagle.config import Settings
-from pd_eagle.deployment import Stack
-from pd_eagle.forked_engine import forking
+from pd_eagle import serve
+from pd_eagle.plan import deployment as deployments
+from pd_eagle.plan.config import Settings
+from pd_eagle.plan.deployment import Stack
+from pd_eagle.workers import engine
+from pd_eagle.workers.forked_engine import forking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,8 +9,8 @@ import gc
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.bench_metrics import TIMES, WITH, WITHOUT
-from pd_eagle.metrics import RequestWatch
-from pd_eagle.openai_api import OpenAIApi
+from pd_eagle.http.openai_api import OpenAIApi
+from pd_eagle.requests.metrics import RequestWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
 
     from pd_eagle.errors import PdEagleError
-    from pd_eagle.openai_api import Endpoint
-    from pd_eagle.service import Service
+    from pd_eagle.http.openai_api import Endpoint
+    from pd_eagle.requests.service import Service
 
 
 class Unwatched(RequestWatch):

@@ -23,13 +23,13 @@ import psutil
 
 from benchmarks.asking import CHAT
 from benchmarks.provenance import LOGS, ROOT
-from pd_eagle import deployment
-from pd_eagle.config import Settings
+from pd_eagle.plan import deployment
+from pd_eagle.plan.config import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pd_eagle.deployment import Deployment
+    from pd_eagle.plan.deployment import Deployment
 
 START_TIMEOUT_S = 240.0
 # SGLang's router and servers wait for connections to close; nothing is measured meanwhile.

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from pd_eagle.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from pd_eagle.config import Settings as Settings
     from pd_eagle.errors import PdEagleError as PdEagleError
     from pd_eagle.pd_engine import PDEngine as PDEngine
-    from pd_eagle.placement import Plan as Plan
+    from pd_eagle.plan.config import Settings as Settings
+    from pd_eagle.plan.placement import Plan as Plan
 
 _HOMES = {
     "PDEngine": "pd_eagle.pd_engine",
     "PdEagleError": "pd_eagle.errors",
-    "Plan": "pd_eagle.placement",
-    "Settings": "pd_eagle.config",
+    "Plan": "pd_eagle.plan.placement",
+    "Settings": "pd_eagle.plan.config",
 }
 
 __all__ = ["PDEngine", "PdEagleError", "Plan", "Settings", "__version__"]

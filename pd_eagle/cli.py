@@ -15,8 +15,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle import advice, config, deployment, devices, doctor, engine_args, placement
 from pd_eagle.errors import PdEagleError, SettingsError
+from pd_eagle.plan import advice, config, deployment, devices, doctor, engine_args, placement
 from pd_eagle.version import VERSION
 
 if TYPE_CHECKING:

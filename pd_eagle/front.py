@@ -13,27 +13,28 @@ import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pd_eagle import speculation, tracing
 from pd_eagle.errors import StartFailed
 from pd_eagle.gpu_holds import GpuHolds
-from pd_eagle.health import Health, WorkerHealth
-from pd_eagle.launch import SpawnLauncher
-from pd_eagle.ports import BootstrapPorts
-from pd_eagle.restarts import RestartPolicy
-from pd_eagle.service import Service, ServicePolicy
+from pd_eagle.plan import speculation
+from pd_eagle.requests import tracing
+from pd_eagle.requests.health import Health, WorkerHealth
+from pd_eagle.requests.service import Service, ServicePolicy
 from pd_eagle.version import VERSION
-from pd_eagle.worker import Launch
-from pd_eagle.zygote import LastingZygote, ZygoteLauncher, spawn
+from pd_eagle.workers.launch import SpawnLauncher
+from pd_eagle.workers.ports import BootstrapPorts
+from pd_eagle.workers.restarts import RestartPolicy
+from pd_eagle.workers.worker import Launch
+from pd_eagle.workers.zygote import LastingZygote, ZygoteLauncher, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pd_eagle.app import OpenAI
-    from pd_eagle.config import Settings
-    from pd_eagle.deployment import Deployment
-    from pd_eagle.launch import Launcher
-    from pd_eagle.zygote import ZygoteProcess
+    from pd_eagle.http.app import OpenAI
+    from pd_eagle.plan.config import Settings
+    from pd_eagle.plan.deployment import Deployment
+    from pd_eagle.workers.launch import Launcher
+    from pd_eagle.workers.zygote import ZygoteProcess
 
 logger = logging.getLogger(__name__)
 

@@ -16,16 +16,16 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from pd_eagle.errors import NotServing
-from pd_eagle.fork_safety import private_loop
 from pd_eagle.front import Front, spawn_zygote
 from pd_eagle.loops import new_event_loop
+from pd_eagle.workers.fork_safety import private_loop
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from concurrent.futures import Future
 
-    from pd_eagle.deployment import Deployment
-    from pd_eagle.zygote import ZygoteProcess
+    from pd_eagle.plan.deployment import Deployment
+    from pd_eagle.workers.zygote import ZygoteProcess
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pd_eagle.errors import StartFailed
-from pd_eagle.fork_safety import private_socket
+from pd_eagle.workers.fork_safety import private_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pd_eagle.devices import Device
+    from pd_eagle.plan.devices import Device
 
 #: What this process itself serves on its GPUs, by their names; the kernel tells the rest.
 _served_here: dict[str, str] = {}

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tqdm.auto import tqdm
 
-from pd_eagle import deployment as deployments
-from pd_eagle.config import Settings
-from pd_eagle.engine import generate_input_class, load_tokenizer
 from pd_eagle.errors import InvalidRequest
 from pd_eagle.front_thread import FrontThread
-from pd_eagle.generate_api import GenerateApi
+from pd_eagle.plan import deployment as deployments
+from pd_eagle.plan.config import Settings
 from pd_eagle.relay import Relay
+from pd_eagle.requests.generate_api import GenerateApi
+from pd_eagle.workers.engine import generate_input_class, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from types import TracebackType
 
-    from pd_eagle.placement import Plan
+    from pd_eagle.plan.placement import Plan
 
 #: Of `sglang.Engine.generate`, but decided here for every request.
 _OURS = ("bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank", "rid_prefix")

@@ -21,27 +21,27 @@ from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
-from pd_eagle import deployment as deployments
-from pd_eagle import heap, signals, zygote
-from pd_eagle.app import make_app
-from pd_eagle.config import Settings
-from pd_eagle.deployment import SGLANG
 from pd_eagle.errors import PdEagleError, PlanRefused, SettingsError, StartFailed
 from pd_eagle.front import Front
-from pd_eagle.http_protocol import (
+from pd_eagle.http.app import make_app
+from pd_eagle.http.http_protocol import (
     BoundedProtocol,
     ClientLimits,
     connections_for,
     raise_descriptor_limit,
 )
 from pd_eagle.loops import new_event_loop
-from pd_eagle.zygote import ForkRefused
+from pd_eagle.plan import deployment as deployments
+from pd_eagle.plan.config import Settings
+from pd_eagle.plan.deployment import SGLANG
+from pd_eagle.workers import gc_freezing, signals, zygote
+from pd_eagle.workers.zygote import ForkRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pd_eagle.deployment import Deployment, Stack
-    from pd_eagle.zygote import ZygoteProcess
+    from pd_eagle.plan.deployment import Deployment, Stack
+    from pd_eagle.workers.zygote import ZygoteProcess
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def _settle_heap() -> None:
 
     That is not garbage until it ends: a young collection every 700 objects looks at it in vain.
     """
-    heap.settle()
+    gc_freezing.settle()
     gc.set_threshold(_YOUNG_OBJECTS)
 
 

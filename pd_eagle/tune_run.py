@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pd_eagle import config, deployment, devices, engine_args, models, tune
+from pd_eagle import tune
 from pd_eagle.errors import PdEagleError, PlanRefused, SettingsError
 from pd_eagle.pd_engine import PDEngine
+from pd_eagle.plan import config, deployment, devices, engine_args, models
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from pd_eagle.devices import Inventory
+    from pd_eagle.plan.devices import Inventory
     from pd_eagle.tune import Candidate, Level, Outcome, Report, Trial
 
 logger = logging.getLogger(__name__)

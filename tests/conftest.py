@@ -18,8 +18,8 @@ import pytest
 import uvloop
 from blockbuster import blockbuster_ctx
 
-from pd_eagle import config, devices
 from pd_eagle.errors import PdEagleError
+from pd_eagle.plan import config, devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,9 +33,9 @@ _LOOPS_FOR_ALL = "PD_EAGLE_TEST_LOOPS"
 # Where the package may block the loop, and why that is right: one small folder a start, before
 # and after anything is served; a few hundred bytes into an empty socket buffer.
 _MAY_BLOCK = (
-    ("pd_eagle/run_folder.py", {"remove"}),
-    ("pd_eagle/worker.py", {"start"}),
-    ("pd_eagle/worker_main.py", {"send_spec"}),
+    ("pd_eagle/workers/run_folder.py", {"remove"}),
+    ("pd_eagle/workers/worker.py", {"start"}),
+    ("pd_eagle/workers/worker_main.py", {"send_spec"}),
 )
 
 

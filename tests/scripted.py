@@ -24,19 +24,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from pd_eagle.deployment import Stack
 from pd_eagle.errors import EngineError, InvalidRequest, ModelNotFound, StartFailed
 from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load, Request
-from pd_eagle.run_folder import instance_id
-from pd_eagle.service import new_rid
-from pd_eagle.tool_parsers import ToolParser
+from pd_eagle.plan.deployment import Stack
+from pd_eagle.plan.tool_parsers import ToolParser
+from pd_eagle.requests.service import new_rid
+from pd_eagle.workers.run_folder import instance_id
 from tests.process.processes import MARK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
     from pd_eagle.messages import Bootstrap, Submit
-    from pd_eagle.service import Service
+    from pd_eagle.requests.service import Service
 
 FACTORY = "tests.scripted:start"
 PRELOAD = "tests.scripted:preload"
@@ -152,7 +152,7 @@ def preload_for_ever(argument: str) -> None:
 
 def preload_breaks_workers(argument: Any) -> None:
     """Prepare a zygote whose children fail before they are workers."""
-    from pd_eagle import worker_main
+    from pd_eagle.workers import worker_main
 
     def run(*_: object, **__: object) -> None:
         raise OSError("the script says that a worker cannot begin")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.gpu import page
-from pd_eagle import forms
-from pd_eagle.config import TABLE
+from pd_eagle.plan import value_types
+from pd_eagle.plan.config import TABLE
 
 if TYPE_CHECKING:
-    from pd_eagle.config import Setting
+    from pd_eagle.plan.config import Setting
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -44,7 +44,7 @@ def _between(mark: str, wanted: str, text: str) -> str:
 
 
 def _meaning(row: Setting) -> str:
-    return row.doc if row.form is forms.TEXT else f"{row.doc} Wanted: {row.form.wanted}."
+    return row.doc if row.form is value_types.TEXT else f"{row.doc} Wanted: {row.form.wanted}."
 
 
 def _cell(text: str) -> str:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.asking import Answers, ask
-from pd_eagle import PDEngine, demo, devices
-from pd_eagle.engine import load_tokenizer
-from pd_eagle.known_models import CONFIGS, DEFAULT
+from pd_eagle import PDEngine, demo
+from pd_eagle.plan import devices
+from pd_eagle.plan.known_models import CONFIGS, DEFAULT
+from pd_eagle.workers.engine import load_tokenizer
 from tools.draft.tasks import EVERYDAY
 
 if TYPE_CHECKING:

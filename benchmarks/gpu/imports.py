@@ -13,8 +13,8 @@ import time
 import traceback
 from typing import Any
 
-from pd_eagle.engine import SGLANG_MODULES
-from pd_eagle.fork_check import why_not_fork
+from pd_eagle.workers.engine import SGLANG_MODULES
+from pd_eagle.workers.fork_check import why_not_fork
 
 
 def main() -> int:

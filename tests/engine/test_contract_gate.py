@@ -10,9 +10,10 @@ import sys
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from pd_eagle import bodies, gate
-from pd_eagle.bounds import Unset, Unused
+from pd_eagle.http import bodies
 from pd_eagle.messages import Options
+from pd_eagle.requests import gate
+from pd_eagle.requests.bounds import Unset, Unused
 
 FIELDS = """
 import dataclasses, json

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle import cpu_families, engine_args
+from pd_eagle.plan import cpu_families, engine_args
 from tests.engine_process import EngineHost
 from tests.tiny_families import ANSWER, DRAFTED, PROMPTS, TINY
 

@@ -13,7 +13,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pd_eagle import demo, engine_args, serve
+from pd_eagle import demo, serve
+from pd_eagle.plan import engine_args
 from tests import exposition
 from tests.engine.serving import ServerProcess
 from tests.otlp import Collector, attributes

@@ -65,7 +65,9 @@ async def beside_honest_streams(
 
 
 def deaths(server: CrashingServer) -> int:
-    return sum("pd_eagle.supervisor" in line and " failed: " in line for line in _log(server))
+    return sum(
+        "pd_eagle.workers.supervisor" in line and " failed: " in line for line in _log(server)
+    )
 
 
 def _log(server: CrashingServer) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pd_eagle import demo
-from pd_eagle.tool_parsers import BY_ARCHITECTURE, BY_TEMPLATE
+from pd_eagle.plan.tool_parsers import BY_ARCHITECTURE, BY_TEMPLATE
 from tests.engine.serving import ServerProcess
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, cast
 import pytest
 import uvloop
 
-from pd_eagle import zygote
-from pd_eagle.launch import SpawnLauncher
-from pd_eagle.zygote import ZygoteLauncher
+from pd_eagle.workers import zygote
+from pd_eagle.workers.launch import SpawnLauncher
+from pd_eagle.workers.zygote import ZygoteLauncher
 from tests import scripted
 from tests.process import processes
 from tests.process.stage import Journal, Stage
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from pd_eagle.launch import Launcher
+    from pd_eagle.workers.launch import Launcher
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,9 +11,9 @@ import os
 import sys
 from pathlib import Path
 
-from pd_eagle import zygote
-from pd_eagle.launch import SpawnLauncher
-from pd_eagle.zygote import ZygoteLauncher
+from pd_eagle.workers import zygote
+from pd_eagle.workers.launch import SpawnLauncher
+from pd_eagle.workers.zygote import ZygoteLauncher
 from tests import scripted
 from tests.process.stage import Journal, Stage, request
 from tests.scripted import Act, Script

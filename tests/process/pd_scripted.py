@@ -17,9 +17,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from pd_eagle import deployment as deployments
 from pd_eagle import pd_engine
 from pd_eagle.pd_engine import PDEngine
+from pd_eagle.plan import deployment as deployments
 from tests import scripted
 from tests.process.server import tiny_model
 from tests.scripted import Act, Script, ids_of

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
-from pd_eagle.deployment import Stack
+from pd_eagle.plan.deployment import Stack
 from tests import scripted
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import re
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from pd_eagle import handoff
 from pd_eagle.messages import Delta, Failed, Request, Submit
-from pd_eagle.placement import Plan, WorkerPlan
-from pd_eagle.restarts import RestartPolicy
-from pd_eagle.service import Service, ServicePolicy, new_rid
-from pd_eagle.worker import Launch, Worker
+from pd_eagle.plan.placement import Plan, WorkerPlan
+from pd_eagle.requests import handoff
+from pd_eagle.requests.service import Service, ServicePolicy, new_rid
+from pd_eagle.workers.restarts import RestartPolicy
+from pd_eagle.workers.worker import Launch, Worker
 from tests import scripted
 from tests.scripted import Script
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping
     from pathlib import Path
 
-    from pd_eagle.launch import Launcher
     from pd_eagle.messages import Event, Role
-    from pd_eagle.router import Pair
+    from pd_eagle.requests.router import Pair
+    from pd_eagle.workers.launch import Launcher
 
 READY = Script()
 Scripts = Script | list[Script]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle.app import make_app
-from pd_eagle.service import ServicePolicy
+from pd_eagle.http.app import make_app
+from pd_eagle.requests.service import ServicePolicy
 from tests.asgi import Exchange
 from tests.process.stage import ONE_TRY, Stage, request
 from tests.scripted import Act, Script, ScriptedOpenAI
@@ -25,9 +25,9 @@ from tests.scripted import Act, Script, ScriptedOpenAI
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from pd_eagle.app import OpenAI
-    from pd_eagle.health import Health
-    from pd_eagle.service import Service
+    from pd_eagle.http.app import OpenAI
+    from pd_eagle.requests.health import Health
+    from pd_eagle.requests.service import Service
 
 #: How long a request with a deadline has; the moment is reached well before.
 DEADLINE_S = 0.5

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pd_eagle import zygote
-from pd_eagle.health import WorkerHealth
-from pd_eagle.launch import SpawnLauncher
-from pd_eagle.zygote import LastingZygote, ZygoteLauncher
+from pd_eagle.requests.health import WorkerHealth
+from pd_eagle.workers import zygote
+from pd_eagle.workers.launch import SpawnLauncher
+from pd_eagle.workers.zygote import LastingZygote, ZygoteLauncher
 from tests import scripted
 from tests.process.stage import ONE_TRY, Stage, request
 from tests.scripted import Script, answer_to
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from pd_eagle.service import Service
+    from pd_eagle.requests.service import Service
     from tests.process.stage import Journal
 
 #: What torch says in a child whose parent had initialised CUDA.

@@ -10,7 +10,7 @@ from contextlib import aclosing
 import pytest
 
 from pd_eagle.errors import DeadlineExceeded, Overloaded
-from pd_eagle.service import Service, ServicePolicy
+from pd_eagle.requests.service import Service, ServicePolicy
 from tests.process.stage import Stage, request
 from tests.scripted import Act, Script, answer_to
 

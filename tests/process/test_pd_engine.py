@@ -26,8 +26,7 @@ import msgspec
 import pytest
 from opentelemetry import trace
 
-from pd_eagle import devices, front_thread, pd_engine
-from pd_eagle.devices import Device, Inventory
+from pd_eagle import front_thread, pd_engine
 from pd_eagle.errors import (
     ContextLengthExceeded,
     InvalidRequest,
@@ -37,6 +36,8 @@ from pd_eagle.errors import (
     StartFailed,
     WorkerDied,
 )
+from pd_eagle.plan import devices
+from pd_eagle.plan.devices import Device, Inventory
 from tests.otlp import Collector, names
 from tests.process import pd_scripted, processes
 from tests.process.pd_scripted import scripted_stack

@@ -14,14 +14,14 @@ import pytest
 
 from pd_eagle.errors import EngineCrashed, InvalidRequest, NotServing, WorkerDied
 from pd_eagle.messages import Request
-from pd_eagle.restarts import RestartPolicy
-from pd_eagle.service import ServicePolicy, new_rid
+from pd_eagle.requests.service import ServicePolicy, new_rid
+from pd_eagle.workers.restarts import RestartPolicy
 from tests.process.stage import READY, Stage, request
 from tests.scripted import Act, Script, answer_to, ids_of
 
 if TYPE_CHECKING:
     from pd_eagle.messages import Role
-    from pd_eagle.service import Service
+    from pd_eagle.requests.service import Service
 
 RESTARTS = RestartPolicy(limit=2, first_delay_s=0.01, longest_delay_s=0.05, given_up_delay_s=0.2)
 POLICY = ServicePolicy(request_timeout_s=15.0, restarts=RESTARTS)
@@ -299,7 +299,7 @@ async def test_a_request_that_hangs_engines_is_found_too(
     forked: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Else a busy machine, which gives the scheduler no processor, looks the same.
-    monkeypatch.setattr("pd_eagle.supervisor._OWN_DOING_SHARE", 0.01)
+    monkeypatch.setattr("pd_eagle.workers.supervisor._OWN_DOING_SHARE", 0.01)
     spins = Script(acts={"p": Act("spin", after=2), "h": Act(pause_s=0.02)}, schedulers=1)
     policy = replace(POLICY, restarts=replace(RESTARTS, hang_timeout_s=1.0))
     policy = replace(policy, request_timeout_s=60.0)

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from pd_eagle import canary, own_time
 from pd_eagle.errors import DeadlineExceeded, NotServing, TransferFailed, WorkerDied
 from pd_eagle.messages import Load
-from pd_eagle.restarts import RestartPolicy
-from pd_eagle.service import ServicePolicy
+from pd_eagle.requests import canary
+from pd_eagle.requests.service import ServicePolicy
+from pd_eagle.workers import own_time
+from pd_eagle.workers.restarts import RestartPolicy
 from tests.process.stage import READY, Stage, request
 from tests.scripted import Act, Script, answer_to
 
 if TYPE_CHECKING:
     from pd_eagle.messages import Delta, Request
-    from pd_eagle.service import Service
+    from pd_eagle.requests.service import Service
     from tests.process.stage import Scripts
 
 RESTARTS = RestartPolicy(first_delay_s=0.01, longest_delay_s=0.05)

@@ -234,7 +234,7 @@ async def test_a_failed_start_is_told_while_the_openai_layer_is_still_loaded(
 
 async def test_it_is_ready_when_it_can_answer(tmp_path: Path, late_openai: dict[str, str]) -> None:
     async with Server(tmp_path, None, None, **late_openai) as server:
-        await server.line("pd_eagle.service ready after")
+        await server.line("pd_eagle.requests.service ready after")
         for path in ("/health", "/health/ready"):
             response = await server.request("GET", path)
             assert (response.status_code, response.json()["status"]) == (503, "starting")

@@ -20,15 +20,15 @@ from pd_eagle.errors import (
     StartFailed,
     WorkerDied,
 )
-from pd_eagle.router import Pair
+from pd_eagle.requests.router import Pair
 from tests.process import processes
 from tests.process.stage import ONE_TRY, Stage, request, text_of
 from tests.scripted import Act, Script, answer_to
 
 if TYPE_CHECKING:
-    from pd_eagle.launch import Launcher, WorkerProcess
     from pd_eagle.messages import Role
-    from pd_eagle.service import Service
+    from pd_eagle.requests.service import Service
+    from pd_eagle.workers.launch import Launcher, WorkerProcess
 
 ONE_PAIR: tuple[Role, ...] = ("prefill", "decode")
 UNIFIED: tuple[Role, ...] = ("unified",)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pd_eagle import serve
-from pd_eagle.service import ServicePolicy
+from pd_eagle.requests.service import ServicePolicy
 from tests.otlp import Collector, attributes, names
 from tests.process.server import Server
 from tests.process.stage import request, text_of

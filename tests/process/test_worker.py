@@ -15,7 +15,7 @@ from tests.process.stage import Stage, request
 from tests.scripted import Act, Script, answer_to
 
 if TYPE_CHECKING:
-    from pd_eagle.worker import Worker
+    from pd_eagle.workers.worker import Worker
 
 HANG = Script(acts={"h": Act("hang", after=3)}, schedulers=1)
 
@@ -214,7 +214,7 @@ async def test_a_start_can_be_cut_off(stage: Stage) -> None:
 async def test_a_worker_that_does_not_stop_is_killed(
     stage: Stage, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pd_eagle.worker._STOP_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("pd_eagle.workers.worker._STOP_TIMEOUT_S", 0.3)
     worker = await stage.worker(script)
     pid = worker.pid
     wanted = request("d")
@@ -237,7 +237,7 @@ async def test_every_request_ends_when_its_worker_is_stopped(forked: Stage) -> N
 async def test_stopping_twice_at_the_same_time_is_stopping_once(
     forked: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pd_eagle.worker._STOP_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("pd_eagle.workers.worker._STOP_TIMEOUT_S", 0.3)
     worker: Worker = await forked.worker(Script(shutdown="hang"))
     await gather(worker.stop(), worker.stop())
     assert worker.pid is None

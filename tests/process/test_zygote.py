@@ -17,10 +17,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pd_eagle import zygote
 from pd_eagle.errors import StartFailed
-from pd_eagle.launch import SpawnLauncher
-from pd_eagle.zygote import (
+from pd_eagle.workers import zygote
+from pd_eagle.workers.launch import SpawnLauncher
+from pd_eagle.workers.zygote import (
     Exited,
     Forked,
     ForkRefused,
@@ -80,7 +80,7 @@ def test_a_process_with_threads_is_not_forked() -> None:
 
 FORK_HERE = """
 import os
-from pd_eagle import zygote
+from pd_eagle.workers import zygote
 from tests import scripted
 process = zygote.fork_from_here(None, scripted.PRELOAD)
 assert b"imported" in process.answers.recv(4096)
@@ -98,7 +98,7 @@ def test_a_zygote_forked_from_here_leads_a_session_and_ends_with_its_sockets() -
 def test_a_process_in_which_cuda_runs_is_not_forked() -> None:
     code = """
 import sys, types
-from pd_eagle.fork_check import why_not_fork
+from pd_eagle.workers.fork_check import why_not_fork
 assert why_not_fork() is None
 running = True
 sys.modules["torch"] = types.SimpleNamespace(

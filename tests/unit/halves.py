@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from pd_eagle.messages import Delta, Failed
-from pd_eagle.router import Pair
+from pd_eagle.requests.router import Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pd_eagle.messages import Event, Role, Submit
-    from pd_eagle.worker import State, Worker
+    from pd_eagle.workers.worker import State, Worker
 
 
 class Half:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pd_eagle.admission import Admission, Limits
 from pd_eagle.errors import DeadlineExceeded, Overloaded, TooManyRequests
+from pd_eagle.requests.admission import Admission, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

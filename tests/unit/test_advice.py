@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 
-from pd_eagle import measured
-from pd_eagle.advice import Advice, Traffic, advise
-from pd_eagle.config import Settings
-from pd_eagle.devices import parse_gpus
-from pd_eagle.models import load_shape
-from pd_eagle.placement import plan
-from pd_eagle.shapes import Experts, ModelShape
+from pd_eagle.plan import measured
+from pd_eagle.plan.advice import Advice, Traffic, advise
+from pd_eagle.plan.config import Settings
+from pd_eagle.plan.devices import parse_gpus
+from pd_eagle.plan.models import load_shape
+from pd_eagle.plan.placement import plan
+from pd_eagle.plan.shapes import Experts, ModelShape
 
 QWEN = load_shape("Qwen/Qwen2.5-7B-Instruct")
 

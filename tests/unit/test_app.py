@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle.api_keys import carries_one
-from pd_eagle.app import MAX_BODY_BYTES, make_app
 from pd_eagle.errors import (
     DeadlineExceeded,
     EngineError,
@@ -25,9 +23,11 @@ from pd_eagle.errors import (
     TransferFailed,
     WorkerDied,
 )
-from pd_eagle.health import Health
-from pd_eagle.placement import Plan
-from pd_eagle.tool_parsers import ToolParser
+from pd_eagle.http.api_keys import carries_one
+from pd_eagle.http.app import MAX_BODY_BYTES, make_app
+from pd_eagle.plan.placement import Plan
+from pd_eagle.plan.tool_parsers import ToolParser
+from pd_eagle.requests.health import Health
 from tests.asgi import Exchange, call
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from starlette.applications import Starlette
 
-    from pd_eagle.app import OpenAI
-    from pd_eagle.service import Status
+    from pd_eagle.http.app import OpenAI
+    from pd_eagle.requests.service import Status
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 JSON = {"prompt": "x"}

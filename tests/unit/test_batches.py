@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle.batches import Batch
 from pd_eagle.errors import InvalidRequest
+from pd_eagle.requests.batches import Batch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pd_eagle.bottleneck import ENOUGH, SAMPLES, Watch
-from pd_eagle.config import Settings
-from pd_eagle.devices import parse_gpus
-from pd_eagle.models import load_shape
-from pd_eagle.placement import Plan, plan
+from pd_eagle.plan.config import Settings
+from pd_eagle.plan.devices import parse_gpus
+from pd_eagle.plan.models import load_shape
+from pd_eagle.plan.placement import Plan, plan
+from pd_eagle.requests.bottleneck import ENOUGH, SAMPLES, Watch
 
 QWEN = load_shape("Qwen/Qwen2.5-7B-Instruct")
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from pd_eagle import canary as module
-from pd_eagle.canary import Canary
 from pd_eagle.errors import DeadlineExceeded, TransferFailed
 from pd_eagle.messages import EngineInfo, Load
-from pd_eagle.router import Pair, Router
+from pd_eagle.requests import canary as module
+from pd_eagle.requests.canary import Canary
+from pd_eagle.requests.router import Pair, Router
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pd_eagle.messages import Role
-    from pd_eagle.worker import Worker
+    from pd_eagle.workers.worker import Worker
 
 INTERVAL_S = 0.05
 FRESH = 10.0**12  # a snapshot of the far future is not stale

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pd_eagle.channel import MAX_FRAME_BYTES, Channel
 from pd_eagle.messages import Abort, Delta, Failed, FromWorker, Ping, Pong, Stop, ToWorker
+from pd_eagle.workers.channel import MAX_FRAME_BYTES, Channel
 
 if TYPE_CHECKING:
     import random

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle import cli, demo, doctor
-from pd_eagle.config import TABLE
-from pd_eagle.known_models import CONFIGS, EMBEDDED
+from pd_eagle import cli, demo
+from pd_eagle.plan import doctor
+from pd_eagle.plan.config import TABLE
+from pd_eagle.plan.known_models import CONFIGS, EMBEDDED
 from pd_eagle.version import VERSION
 
 if TYPE_CHECKING:

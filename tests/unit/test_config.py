@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pd_eagle.config import DEFAULT_MODEL, TABLE, Settings, max_draft_tokens
 from pd_eagle.errors import SettingsError
+from pd_eagle.plan.config import DEFAULT_MODEL, TABLE, Settings, max_draft_tokens
 
 DEFAULTS: dict[str, Any] = {
     "PD_HOST": "127.0.0.1",

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle import cpu_families, devices, engine_args
-from pd_eagle.config import Settings
-from pd_eagle.deployment import outline
 from pd_eagle.errors import PlanRefused
-from pd_eagle.known_models import CONFIGS, EMBEDDED
+from pd_eagle.plan import cpu_families, devices, engine_args
+from pd_eagle.plan.config import Settings
+from pd_eagle.plan.deployment import outline
+from pd_eagle.plan.known_models import CONFIGS, EMBEDDED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pd_eagle.deployment import Outline
+    from pd_eagle.plan.deployment import Outline
 
 Json = dict[str, Any]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pd_eagle import cuda_answers
-from pd_eagle.devices import Device, parse_gpus
+from pd_eagle.plan import cuda_answers
+from pd_eagle.plan.devices import Device, parse_gpus
 
 GIB = 2**30
 H100 = "NVIDIA H100 80GB HBM3"
@@ -84,7 +84,7 @@ ANSWERED = """
 import json, torch
 from torch.cuda import get_device_capability as by_name_before
 before = torch.cuda.is_available(), torch.cuda.device_count()
-from pd_eagle import cuda_answers
+from pd_eagle.plan import cuda_answers
 cuda_answers.install()
 cuda_answers.install()
 from torch.cuda import current_device as by_name, get_device_name as name_of
@@ -131,7 +131,7 @@ def test_torch_answers_from_outside_until_it_is_dismissed() -> None:
 def test_torch_is_left_alone_where_no_answers_were_given() -> None:
     code = """
 import json, sys
-from pd_eagle import cuda_answers
+from pd_eagle.plan import cuda_answers
 cuda_answers.install()
 print(json.dumps("torch" in sys.modules))
 """

@@ -12,7 +12,7 @@ from tests import exposition
 from tests.unit.test_metrics import metrics_of, worker
 
 if TYPE_CHECKING:
-    from pd_eagle.metrics import Metrics
+    from pd_eagle.requests.metrics import Metrics
 
 PANELS: list[dict[str, Any]] = exposition.dashboard()["panels"]
 

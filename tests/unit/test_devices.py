@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle import devices, nvml
-from pd_eagle.devices import Device, Inventory, discover, parse_gpus
 from pd_eagle.errors import PlanRefused, SettingsError
+from pd_eagle.plan import devices, nvml
+from pd_eagle.plan.devices import Device, Inventory, discover, parse_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +178,7 @@ def test_without_a_driver_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> No
 PRINTS_TWO = """
 import os, sys
 sys.path.insert(0, {root!r})
-from pd_eagle.nvml import PhysicalGpu, dump
+from pd_eagle.plan.nvml import PhysicalGpu, dump
 assert os.getpid() != {pid}
 ours = PhysicalGpu("H100", "GPU-a", 80, False, (9, 0))
 print(dump([ours, PhysicalGpu("T4", "GPU-b", 16, False, (7, 5))]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pd_eagle.doctor import Finding, examine
+from pd_eagle.plan.doctor import Finding, examine
 from tests.unit.test_devices import Card, ScriptedNvml, host
 
 WHOLE = {

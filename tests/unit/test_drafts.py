@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle.config import Settings
-from pd_eagle.drafts import check_draft, check_token_map, draft_path
 from pd_eagle.errors import SettingsError
-from pd_eagle.models import load_shape
+from pd_eagle.plan.config import Settings
+from pd_eagle.plan.drafts import check_draft, check_token_map, draft_path
+from pd_eagle.plan.models import load_shape
 
 if TYPE_CHECKING:
     from pathlib import Path

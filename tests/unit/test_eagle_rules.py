@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pd_eagle.eagle_rules import TREATMENTS, EagleRules
 from pd_eagle.errors import InvalidRequest
 from pd_eagle.messages import Options, Request
+from pd_eagle.requests.eagle_rules import TREATMENTS, EagleRules
 
 
 def request(options: Options | None = None, /, **params: Any) -> Request:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle.engine import Acceptance, _abort_failure, _schedulers, _SGLangEngine
 from pd_eagle.messages import Delta, Failed, Request, Submit
+from pd_eagle.workers.engine import Acceptance, _abort_failure, _schedulers, _SGLangEngine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -79,7 +79,7 @@ class Raising:
 async def test_only_before_the_first_token_is_an_error_the_clients(
     monkeypatch: pytest.MonkeyPatch, steps: int, code: str
 ) -> None:
-    monkeypatch.setattr("pd_eagle.engine._to_sglang", lambda submit: submit)
+    monkeypatch.setattr("pd_eagle.workers.engine._to_sglang", lambda submit: submit)
     engine = object.__new__(_SGLangEngine)
     engine._tokenizer_manager, engine._in_pd = Raising(steps), True
     events = [event async for event in engine.generate(Submit(Request("r", [1], {})))]

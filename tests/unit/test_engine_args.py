@@ -18,14 +18,15 @@ from typing import Any
 
 import pytest
 
-from pd_eagle import cpu, engine_args
-from pd_eagle.config import Settings
-from pd_eagle.devices import Inventory, Kind, parse_gpus
-from pd_eagle.engine_args import build, choose_transfer, environment
+from pd_eagle import cpu
 from pd_eagle.errors import SettingsError
-from pd_eagle.known_models import CONFIGS
-from pd_eagle.models import load_shape
-from pd_eagle.placement import Plan, plan
+from pd_eagle.plan import engine_args
+from pd_eagle.plan.config import Settings
+from pd_eagle.plan.devices import Inventory, Kind, parse_gpus
+from pd_eagle.plan.engine_args import build, choose_transfer, environment
+from pd_eagle.plan.known_models import CONFIGS
+from pd_eagle.plan.models import load_shape
+from pd_eagle.plan.placement import Plan, plan
 
 TARGET = load_shape("Qwen/Qwen2.5-7B-Instruct")
 DRAFT = load_shape("leptonai/EAGLE-Qwen2.5-7B-Instruct")

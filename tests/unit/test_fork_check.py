@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pd_eagle.fork_check import why_cuda_is_not_untouched, why_not_fork
+from pd_eagle.workers.fork_check import why_cuda_is_not_untouched, why_not_fork
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle import cuda_answers, forked_engine
+from pd_eagle.plan import cuda_answers
+from pd_eagle.workers import forked_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle import deployment as deployments
-from pd_eagle import devices, serve, zygote
-from pd_eagle.config import Settings
-from pd_eagle.devices import Device, Inventory
+from pd_eagle import serve
 from pd_eagle.errors import StartFailed
-from pd_eagle.zygote import ForkRefused
+from pd_eagle.plan import deployment as deployments
+from pd_eagle.plan import devices
+from pd_eagle.plan.config import Settings
+from pd_eagle.plan.devices import Device, Inventory
+from pd_eagle.workers import zygote
+from pd_eagle.workers.zygote import ForkRefused
 
 if TYPE_CHECKING:
-    from pd_eagle.deployment import Deployment
+    from pd_eagle.plan.deployment import Deployment
 
 GIB = 2**30
 H100 = "NVIDIA H100 80GB HBM3"
@@ -26,7 +28,9 @@ def found(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, tuple[int, int]]) -
     given = tuple(Device(i, name, f"GPU-{i}", 80 * GIB, cc) for i, (name, cc) in enumerate(gpus))
     inventory = Inventory("cuda" if given else "cpu", given, "a test")
     monkeypatch.setattr(devices, "discover", lambda *_: inventory)
-    monkeypatch.setattr("pd_eagle.engine_args.installed_transfers", lambda: frozenset({"nixl"}))
+    monkeypatch.setattr(
+        "pd_eagle.plan.engine_args.installed_transfers", lambda: frozenset({"nixl"})
+    )
 
 
 def decide(tmp_path: Path, **settings: Any) -> Deployment:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from pd_eagle import bodies, gate
-from pd_eagle.bounds import shown
 from pd_eagle.errors import InvalidRequest
+from pd_eagle.http import bodies
 from pd_eagle.messages import EngineInfo, Options, Request
+from pd_eagle.requests import gate
+from pd_eagle.requests.bounds import shown
 
 LIMITS = EngineInfo(
     pid=1,

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pd_eagle import gate
 from pd_eagle.errors import EngineError, InvalidRequest, WorkerDied
-from pd_eagle.generate_api import GenerateApi
 from pd_eagle.messages import Delta, EngineInfo, Options
+from pd_eagle.requests import gate
+from pd_eagle.requests.generate_api import GenerateApi
 from tests.scripted import answer_to, continuation, ids_of
 from tests.unit.generate_input import GenerateInput
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from pd_eagle.messages import Request
-    from pd_eagle.service import Service
+    from pd_eagle.requests.service import Service
 
 
 LIMITS = EngineInfo(

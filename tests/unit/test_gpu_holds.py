@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pd_eagle.devices import Device
 from pd_eagle.errors import StartFailed
 from pd_eagle.gpu_holds import GpuHolds
+from pd_eagle.plan.devices import Device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _HOLDER = """
 import sys
-from pd_eagle.devices import Device
+from pd_eagle.plan.devices import Device
 from pd_eagle.gpu_holds import GpuHolds
 holds = GpuHolds([Device(0, "NVIDIA H100", sys.argv[1], 80)], "a model")
 print("there", flush=True)

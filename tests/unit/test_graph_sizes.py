@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pd_eagle.graph_sizes import arguments
+from pd_eagle.plan.graph_sizes import arguments
 
 if TYPE_CHECKING:
     from pd_eagle.messages import Role

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from pd_eagle import handoff
 from pd_eagle.errors import (
     DeadlineExceeded,
     EngineError,
@@ -19,6 +18,7 @@ from pd_eagle.errors import (
     WorkerDied,
 )
 from pd_eagle.messages import Options, Request
+from pd_eagle.requests import handoff
 from tests.unit.halves import Half, pair_of
 
 if TYPE_CHECKING:

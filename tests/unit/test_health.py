@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from pd_eagle.health import Health, WorkerHealth
 from pd_eagle.messages import EngineInfo, Load
-from pd_eagle.placement import Plan, WorkerPlan
-from pd_eagle.tuning import Default, Tree
-from pd_eagle.worker import Worker
+from pd_eagle.plan.placement import Plan, WorkerPlan
+from pd_eagle.plan.tuning import Default, Tree
+from pd_eagle.requests.health import Health, WorkerHealth
+from pd_eagle.workers.worker import Worker
 
 PREFILL = WorkerPlan("prefill-0", "prefill", (0,), 1)
 DECODE = WorkerPlan("decode-0", "decode", (1,), 1)

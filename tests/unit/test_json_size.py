@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pd_eagle.json_size import has_more_values
+from pd_eagle.requests.json_size import has_more_values
 
 CASES: dict[str, tuple[Any, int]] = {
     "a list": ([1, 2, 3], 2 + 7),

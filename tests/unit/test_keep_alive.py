@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from pd_eagle.keep_alive import COMMENT, KeepAlive
+from pd_eagle.http.keep_alive import COMMENT, KeepAlive
 
 if TYPE_CHECKING:
     from starlette.types import Message

@@ -19,23 +19,23 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from pd_eagle.admission import Admission, Limits
-from pd_eagle.channel import Traffic
 from pd_eagle.messages import Load, Request
-from pd_eagle.metrics import Metrics, Times
-from pd_eagle.prefill_window import PrefillWindow, PrefillWindows
+from pd_eagle.requests.admission import Admission, Limits
+from pd_eagle.requests.metrics import Metrics, Times
+from pd_eagle.requests.prefill_window import PrefillWindow, PrefillWindows
+from pd_eagle.workers.channel import Traffic
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pd_eagle.metrics import Watched
+    from pd_eagle.requests.metrics import Watched
 
 #: What an engine's process does, with one counter, one gauge and one histogram.
 ENGINE = """
 import sys
 from pathlib import Path
 import prometheus_client  # a forked worker has it from the front, before the folder is known
-from pd_eagle import engine_metrics
+from pd_eagle.workers import engine_metrics
 engine_metrics.write_below(Path(sys.argv[1]))
 prometheus_client.Counter("sglang:prompt_tokens", "Prompt tokens.", ["model_name"]).labels("m").inc(
     float(sys.argv[2])

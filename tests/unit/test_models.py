@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle import models
-from pd_eagle.config import Settings
 from pd_eagle.errors import SettingsError
-from pd_eagle.known_models import CONFIGS, DEFAULT, DRAFTS, EMBEDDED
-from pd_eagle.models import load_shape, model_of
-from pd_eagle.shapes import ModelShape, shape_of
+from pd_eagle.plan import models
+from pd_eagle.plan.config import Settings
+from pd_eagle.plan.known_models import CONFIGS, DEFAULT, DRAFTS, EMBEDDED
+from pd_eagle.plan.models import load_shape, model_of
+from pd_eagle.plan.shapes import ModelShape, shape_of
 
 if TYPE_CHECKING:
     from pathlib import Path

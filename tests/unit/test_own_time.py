@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from pd_eagle import own_time, signs
 from pd_eagle.messages import Load
-from pd_eagle.own_time import OwnTime
+from pd_eagle.workers import own_time, signs
+from pd_eagle.workers.own_time import OwnTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pd_eagle.worker import Worker
+    from pd_eagle.workers.worker import Worker
 
 
 class Machine:

@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import pd_eagle
-from pd_eagle import doctor
+from pd_eagle.plan import doctor
 from pd_eagle.version import VERSION
 
 if TYPE_CHECKING:

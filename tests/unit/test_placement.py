@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pd_eagle.config import Settings
-from pd_eagle.devices import Inventory, parse_gpus
 from pd_eagle.errors import PlanRefused, SettingsError
-from pd_eagle.models import load_shape
-from pd_eagle.placement import DOCUMENTED, Plan, plan
-from pd_eagle.shapes import Latent, ModelShape
+from pd_eagle.plan.config import Settings
+from pd_eagle.plan.devices import Inventory, parse_gpus
+from pd_eagle.plan.models import load_shape
+from pd_eagle.plan.placement import DOCUMENTED, Plan, plan
+from pd_eagle.plan.shapes import Latent, ModelShape
 
 CPU = Inventory("cpu", (), "no driver")
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pd_eagle.config import DEFAULT_BOOTSTRAP_PORT
 from pd_eagle.errors import StartFailed
-from pd_eagle.ports import BootstrapPorts
+from pd_eagle.plan.config import DEFAULT_BOOTSTRAP_PORT
+from pd_eagle.workers.ports import BootstrapPorts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +42,9 @@ def test_two_services_do_not_choose_the_same_before_either_has_bound_it() -> Non
 
 
 def test_a_reservation_is_gone_with_its_process(used: int) -> None:
-    reserve = f"from pd_eagle.ports import BootstrapPorts; print(BootstrapPorts({used + 1}, ['a'])"
-    run = [sys.executable, "-c", f"{reserve}.take('a'))"]
+    take = f"BootstrapPorts({used + 1}, ['a']).take('a')"
+    code = f"from pd_eagle.workers.ports import BootstrapPorts; print({take})"
+    run = [sys.executable, "-c", code]
     first, second = (subprocess.run(run, capture_output=True, check=True).stdout for _ in range(2))
     assert first == second == f"{used + 1}\n".encode()
 

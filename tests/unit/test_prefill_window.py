@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pd_eagle.errors import DeadlineExceeded
-from pd_eagle.prefill_window import AGEING_TOKENS_PER_S, PrefillWindow, PrefillWindows, Turn
+from pd_eagle.requests.prefill_window import (
+    AGEING_TOKENS_PER_S,
+    PrefillWindow,
+    PrefillWindows,
+    Turn,
+)
 
 LIMIT = 8192
 FOREVER = 1e9

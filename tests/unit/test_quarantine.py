@@ -9,8 +9,8 @@ from asyncio import ensure_future
 
 import pytest
 
-from pd_eagle import quarantine
-from pd_eagle.quarantine import Quarantine, Suspicion
+from pd_eagle.requests import quarantine
+from pd_eagle.requests.quarantine import Quarantine, Suspicion
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,9 @@ from typing import Any, cast
 import pytest
 from starlette.routing import Route
 
-from pd_eagle import config, serve
-from pd_eagle.app import make_app
+from pd_eagle import serve
+from pd_eagle.http.app import make_app
+from pd_eagle.plan import config
 from tools.readme import README, with_gpus, with_settings
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +83,9 @@ def test_a_requests_life_names_modules_that_exist_in_eight_steps() -> None:
     life = chapter("A request's life")
     assert len(re.findall(r"^\d\. ", life, re.M)) == 8
     missing = [
-        name for name in re.findall(r"`(\w+\.py)`", life) if not (ROOT / "pd_eagle" / name).exists()
+        name
+        for name in re.findall(r"`(\w+\.py)`", life)
+        if not list((ROOT / "pd_eagle").rglob(name))
     ]
     assert not missing
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pd_eagle.restarts import RestartHistory, RestartPolicy
+from pd_eagle.workers.restarts import RestartHistory, RestartPolicy
 
 
 class Clock:

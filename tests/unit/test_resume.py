@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pd_eagle.messages import Delta, Options, Request
-from pd_eagle.resume import Progress, first_may_come_early, why_not_resume
+from pd_eagle.requests.resume import Progress, first_may_come_early, why_not_resume
 
 # An engine's answer, token by token: 0 means that the character is not complete yet.
 ANSWER = ["The", " ca", "pi", "tal", " is", "", " Pâ", "ris", ".", " Ber", "lin", "!"]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pd_eagle.errors import NotServing
-from pd_eagle.router import Router
-from pd_eagle.worker import TRANSITIONS
+from pd_eagle.requests.router import Router
+from pd_eagle.workers.worker import TRANSITIONS
 from tests.unit.halves import Half, pair_of, worker
 
 if TYPE_CHECKING:
-    from pd_eagle.worker import State
+    from pd_eagle.workers.worker import State
 
 
 def halves(prefill: int, decode: int) -> list[Half]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pd_eagle import gate
 from pd_eagle.errors import InvalidRequest
+from pd_eagle.requests import gate
 from tests.unit.test_gate import LIMITS
 
 

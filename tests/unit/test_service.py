@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from pd_eagle import measured
 from pd_eagle.errors import ContextLengthExceeded, InvalidRequest, NotServing, Overloaded
 from pd_eagle.front import Front
 from pd_eagle.messages import EngineInfo, Load, Request
-from pd_eagle.service import Service, ServicePolicy, new_rid
-from pd_eagle.tuning import Tree
+from pd_eagle.plan import measured
+from pd_eagle.plan.tuning import Tree
+from pd_eagle.requests.service import Service, ServicePolicy, new_rid
 from tests.process.stage import plan_of
 
 if TYPE_CHECKING:
     from pd_eagle.messages import Role
-    from pd_eagle.service import Status
-    from pd_eagle.worker import State
+    from pd_eagle.requests.service import Status
+    from pd_eagle.workers.worker import State
 
 INFO = EngineInfo(
     pid=1,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pd_eagle import measured
-from pd_eagle.speculation import alarm, cost_ratio, speedup
-from pd_eagle.tuning import Tree
+from pd_eagle.plan import measured
+from pd_eagle.plan.speculation import alarm, cost_ratio, speedup
+from pd_eagle.plan.tuning import Tree
 
 TREE = Tree(*measured.TREE, "documented")
 CHAIN = Tree(*measured.CHAIN, "measured")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pd_eagle.placement import Plan, WorkerPlan
-from pd_eagle.restarts import RestartPolicy
-from pd_eagle.supervisor import Supervisor
-from pd_eagle.worker import Death
+from pd_eagle.plan.placement import Plan, WorkerPlan
+from pd_eagle.workers.restarts import RestartPolicy
+from pd_eagle.workers.supervisor import Supervisor
+from pd_eagle.workers.worker import Death
 
 if TYPE_CHECKING:
-    from pd_eagle.worker import Launch, Worker
+    from pd_eagle.workers.worker import Launch, Worker
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ async def test_nothing_ends_the_watching(monkeypatch: pytest.MonkeyPatch) -> Non
         looks += 1
         raise ZeroDivisionError
 
-    monkeypatch.setattr("pd_eagle.supervisor.SignsOfLife.silence_s", look)
+    monkeypatch.setattr("pd_eagle.workers.supervisor.SignsOfLife.silence_s", look)
     watching = asyncio.create_task(supervisor._watch(worker))
     while looks < 3:
         await asyncio.sleep(0.001)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pd_eagle.errors import ContextLengthExceeded
-from pd_eagle.text_length import refuse_too_long
+from pd_eagle.requests.text_length import refuse_too_long
 
 
 class Words:

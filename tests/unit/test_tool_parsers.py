@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pd_eagle import tool_parsers
-from pd_eagle.tool_parsers import ToolParser, choose
+from pd_eagle.plan import tool_parsers
+from pd_eagle.plan.tool_parsers import ToolParser, choose
 
 # As in each family's tokenizer_config.json or chat_template.jinja, cut to what tells of tools.
 QWEN_25 = (

@@ -13,11 +13,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from pd_eagle import tracing
 from pd_eagle.errors import Overloaded, WorkerDied
 from pd_eagle.messages import Options, Request
-from pd_eagle.metrics import Metrics
-from pd_eagle.tracing import Tracing
+from pd_eagle.requests import tracing
+from pd_eagle.requests.metrics import Metrics
+from pd_eagle.requests.tracing import Tracing
 from tests import asgi
 from tests.unit.halves import Half, pair_of
 from tests.unit.test_metrics import series, watched
@@ -25,7 +25,7 @@ from tests.unit.test_metrics import series, watched
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pd_eagle.metrics import RequestWatch, Watched
+    from pd_eagle.requests.metrics import RequestWatch, Watched
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
@@ -263,7 +263,7 @@ async def test_a_request_over_http_hangs_under_the_servers_span(spans: Spans) ->
 def test_off_is_nothing_at_all() -> None:
     assert tracing.start(None) is None
     code = (
-        "import sys, pd_eagle.tracing as t, pd_eagle.service\n"
+        "import sys, pd_eagle.requests.tracing as t, pd_eagle.requests.service\n"
         "assert t.start(None) is None\n"
         "print([m for m in sys.modules if m.startswith('opentelemetry')])"
     )

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pd_eagle import cli, tune_run
-from pd_eagle.devices import parse_gpus
 from pd_eagle.errors import PlanRefused, SettingsError, StartFailed
+from pd_eagle.plan.devices import parse_gpus
 from pd_eagle.tune import Candidate, Level, Outcome, OutOfTime, Report, Trial, bracket, search
 
 if TYPE_CHECKING:

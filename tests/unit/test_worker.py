@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 
 from pd_eagle.errors import WorkerDied
-from pd_eagle.last_words import crash_by, crash_in, last_exception, wait_status
-from pd_eagle.launch import OutputTail, WorkerProcess
 from pd_eagle.messages import EngineInfo, Failed, Ready, Request, Submit
-from pd_eagle.placement import WorkerPlan
-from pd_eagle.worker import TRANSITIONS, Death, Launch, State, Worker
+from pd_eagle.plan.placement import WorkerPlan
+from pd_eagle.workers.last_words import crash_by, crash_in, last_exception, wait_status
+from pd_eagle.workers.launch import OutputTail, WorkerProcess
+from pd_eagle.workers.worker import TRANSITIONS, Death, Launch, State, Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,7 +131,7 @@ class Started:
 async def test_one_that_ends_in_the_turn_in_which_it_was_ready_is_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pd_eagle.worker.Channel", OneTurn)
+    monkeypatch.setattr("pd_eagle.workers.worker.Channel", OneTurn)
     told: list[str] = []
     one, launcher = Worker(PLAN, lambda worker, death: told.append(death.how)), Started()
     await one.start(Launch(launcher, {}, tmp_path / "temp", {}))

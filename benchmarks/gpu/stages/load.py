@@ -22,7 +22,7 @@ from benchmarks.asking import percentiles
 from benchmarks.gpu.host import DUMMY, Host
 from benchmarks.gpu.upstream import SGLangPair
 from pd_eagle import demo
-from pd_eagle.engine import load_tokenizer
+from pd_eagle.workers.engine import load_tokenizer
 from tests.engine.serving import ServerProcess
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import subprocess
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle import devices
-from pd_eagle.config import Settings
-from pd_eagle.deployment import outline
-from pd_eagle.engine_args import installed_transfers
+from pd_eagle.plan import devices
+from pd_eagle.plan.config import Settings
+from pd_eagle.plan.deployment import outline
+from pd_eagle.plan.engine_args import installed_transfers
 
 if TYPE_CHECKING:
     from benchmarks.gpu.host import Host

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.asking import Answers, ask
 from benchmarks.bench_eagle import DEFAULT_TREE, differences, gaps_of
 from benchmarks.gpu.host import Host, prompts
-from pd_eagle.engine import generate_input_class
+from pd_eagle.workers.engine import generate_input_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,1 @@
+"""Routes and protocols over the service."""

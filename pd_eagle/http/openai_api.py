@@ -1,0 +1,327 @@
+"""SGLang's own OpenAI serving classes over the service.
+
+Chat templates, tools, reasoning, grammar, logprobs, usage and the chunks are SGLang's; here is only
+the object they take for a tokenizer manager, and how a request goes through them. It knows nothing
+of routes or of status lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+from fastapi import HTTPException
+from pydantic import ValidationError
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
+from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
+from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
+from sglang.srt.function_call.function_call_parser import FunctionCallParser
+from sglang.srt.parser.template_manager import TemplateManager
+from sglang.srt.runtime_context import get_serving, publish
+from sglang.srt.server_args import ServerArgs
+
+from pd_eagle.errors import InvalidRequest, ModelNotFound, PdEagleError, SettingsError
+from pd_eagle.http import answers, bodies
+from pd_eagle.plan import tool_parsers
+from pd_eagle.requests.bounds import shown
+from pd_eagle.requests.generate_api import MISREAD, GenerateApi, said
+from pd_eagle.requests.json_size import has_more_values
+from pd_eagle.requests.text_length import refuse_too_long
+from pd_eagle.workers.engine import load_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping
+    from typing import NoReturn
+
+    from starlette.requests import Request as HttpRequest
+
+    from pd_eagle.plan.tool_parsers import ToolParser
+    from pd_eagle.requests.service import Service
+
+logger = logging.getLogger(__name__)
+
+Endpoint = Literal["chat", "completion"]
+
+#: Bodies up to here are read on the loop, in a millisecond or so.
+_INLINE_BODY_BYTES = 2**13
+#: Larger ones are read and rendered one after the other.
+_LARGE_BODY_BYTES = 2**18
+#: orjson and pydantic keep Python's lock: a tenth of a microsecond or so a value.
+_MOST_VALUES = 2**18  # of which an object is 8, a text 2
+_PROBLEMS_SHOWN = 8
+#: Pydantic makes all of them at once.
+_PROBLEMS_READ = 2**11
+_LONGEST_MESSAGE = 4000
+
+
+class OpenAIApi:
+    """The OpenAI endpoints as SGLang answers them."""
+
+    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+        """Set up SGLang's serving classes in this process.
+
+        `engine_args` are those of the engines that answer, without what makes them PD or
+        speculative: templates and parsers must be the same on both sides of the socket.
+        """
+        facade = _TokenizerManager(service, engine_args)
+        templates = TemplateManager()
+        serving = get_serving()
+        templates.initialize_templates(
+            tokenizer_manager=facade,
+            model_path=facade.model_path,
+            chat_template=serving.chat_template,
+            completion_template=serving.completion_template,
+        )
+        self._threads = {
+            "small": ThreadPoolExecutor(1, "pd_eagle-template"),
+            "large": ThreadPoolExecutor(1, "pd_eagle-large"),
+        }
+        self._service = service
+        self._facade = facade
+        self.decode = facade.tokenizer.decode
+        self.model = facade.served_model_name
+        self.context_length: int = facade.model_config.context_len
+        self.tool_parser = facade.choose_tool_parser(templates)
+        self._serving: dict[Endpoint, Any] = {
+            "chat": _Chat(facade, templates),
+            "completion": _Completion(facade, templates),
+        }
+        if service.eagle_rules is not None:
+            service.eagle_rules.correct_defaults(self._serving["chat"].default_sampling_params)
+
+    async def parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
+        """Return the request that `body` holds; its `timeout`, in seconds, goes into `http.state`.
+
+        Raises `InvalidRequest` for what is not a request, `ModelNotFound` for another model's.
+        """
+        http.state.large = len(body) > _LARGE_BODY_BYTES
+        if len(body) <= _INLINE_BODY_BYTES:
+            return self._parse(endpoint, body, http)
+        return await self._in_thread(http, self._parse, endpoint, body, http)
+
+    async def _in_thread(self, http: HttpRequest, work: Callable[..., Any], *args: Any) -> Any:
+        """Run `work` off the loop.
+
+        One at a time: threads that all want Python's lock keep it from the loop. Large requests
+        wait for each other, and small ones do not wait for them.
+        """
+        threads = self._threads["large" if http.state.large else "small"]
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
+
+    def _parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
+        request_class = ChatCompletionRequest if endpoint == "chat" else CompletionRequest
+        fields = _load(body, max(_MOST_VALUES, 2 * self.context_length))
+        http.state.timeout_s = _timeout_s(
+            fields.pop("timeout", None), self._service.request_timeout_s
+        )
+        bodies.check(fields, self._service.limits, self._service.places)
+        try:
+            request = request_class.model_validate(fields)
+        except ValidationError as error:
+            raise InvalidRequest(_describe(error)) from error
+        except MISREAD as error:  # SGLang's validators, of what is not even the type they expect
+            raise InvalidRequest(said(error)) from error
+        self._check(request)
+        return request
+
+    def _check(self, request: Any) -> None:
+        if request.model not in ("default", self.model):
+            raise ModelNotFound(
+                f"the model {request.model!r} is not served here: wanted {self.model!r}"
+            )
+        request.model = self.model
+        self._check_tools(request)
+        for name in ("max_tokens", "max_completion_tokens"):
+            value = getattr(request, name, None)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"{name}={value}: wanted at least 1")
+
+    def _check_tools(self, request: Any) -> None:
+        """Refuse tools whose calls nobody would read: they would be sent as the answer's text."""
+        if self.tool_parser.name is not None or not isinstance(request, ChatCompletionRequest):
+            return
+        if request.tool_choice != "none" and self._serving["chat"]._effective_tools(request):
+            raise InvalidRequest(
+                f"tools: no parser of tool calls is known for {self.model} "
+                f"({self.tool_parser.reason}): wanted {tool_parsers.VARIABLE} set on the server "
+                "to the one this model was trained for, or tool_choice 'none'"
+            )
+
+    async def stream(
+        self, endpoint: Endpoint, request: Any, http: HttpRequest
+    ) -> AsyncGenerator[str, None]:
+        """Return the server-sent events of a streamed request.
+
+        What is wrong with the request itself is raised here, before the first event.
+        """
+        serving = self._serving[endpoint]
+        adapted, processed = await self._convert(serving, request, http)
+        # SGLang (0.5.23) reads them for every chunk, and where pydantic keeps them they are found
+        # last, by a slow way: a tenth of a chunk's cost.
+        vars(processed).update(processed.__pydantic_private__ or {})
+        make = "_generate_chat_stream" if endpoint == "chat" else "_generate_completion_stream"
+        events: AsyncGenerator[str, None] = getattr(serving, make)(adapted, processed, http)
+        return events
+
+    async def answer(self, endpoint: Endpoint, request: Any, http: HttpRequest) -> bytes:
+        """Return the JSON of a whole answer."""
+        serving = self._serving[endpoint]
+        adapted, processed = await self._convert(serving, request, http)
+        # SGLang's own way (0.5.23, `_handle_non_streaming_request`) builds on the loop.
+        async with aclosing(self._facade.generate_request(adapted, http)) as found:
+            results = await anext(found)
+        results = results if isinstance(results, list) else [results]
+        if not answers.is_large(results):
+            return answers.build(serving, endpoint, processed, results)
+        http.state.large = True
+        body: bytes = await self._in_thread(
+            http, answers.build, serving, endpoint, processed, results
+        )
+        return body
+
+    async def _convert(self, serving: Any, request: Any, http: HttpRequest) -> tuple[Any, Any]:
+        try:
+            # Off the loop: tools are validated, a template is rendered, a prompt is tokenized.
+            converted: tuple[Any, Any] = await self._in_thread(
+                http, _validate_and_convert, serving, request, http
+            )
+        except HTTPException as error:
+            raise InvalidRequest(str(error.detail)) from error
+        except MISREAD as error:
+            raise InvalidRequest(said(error)) from error
+        return converted
+
+
+class _TokenizerManager(GenerateApi):
+    """What SGLang's serving classes (0.5.23) use of its tokenizer manager, over the service."""
+
+    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+        self.server_args = ServerArgs(**engine_args)
+        self.server_args.resolve_once()
+        publish(self.server_args, role="tokenizer")
+        self.model_path: str = self.server_args.model_path
+        self.served_model_name: str = self.server_args.served_model_name or self.model_path
+        self.model_config = ModelConfig.from_server_args(self.server_args)
+        self.processor = None
+        self._tool_parser = tool_parsers.ToolParser(None, "not chosen yet")
+        self.request_logger = _NoRequestLog()
+        tokenizer = load_tokenizer(engine_args)
+        _count_rendered(tokenizer, self.model_config.context_len)
+        super().__init__(service, tokenizer, incremental=True)
+
+    def config_value(self, name: str) -> Any:
+        if name == "tool_call_parser":
+            return self._tool_parser.name
+        return getattr(self.server_args, name)
+
+    def choose_tool_parser(self, templates: TemplateManager) -> ToolParser:
+        """Decide what reads tool calls, and say so. Raises `SettingsError` for an unknown name."""
+        asked = self.server_args.tool_call_parser
+        known = FunctionCallParser.ToolCallParserEnum
+        if asked not in (None, "auto", *known):
+            raise SettingsError(
+                f"TOOL_CALL_PARSER={asked!r}: wanted auto or one of {', '.join(known)}"
+            )
+        suggested = templates.suggested_tool_call_parser
+        template = getattr(self.tokenizer, "chat_template", None)
+        self._tool_parser = tool_parsers.choose(asked, suggested, template)
+        found = self._tool_parser
+        logger.info("parser of tool calls: %s (%s)", found.name or "none", found.reason)
+        return found
+
+    def create_abort_task(self, obj: object) -> None:
+        """Nothing to do: closing `generate_request` aborts."""
+
+    async def _handle_abort_finish_reason(self, *_: object) -> None:
+        """Aborts never reach this side as results: they are raised as errors."""
+
+
+def _count_rendered(tokenizer: Any, context_length: int) -> None:
+    """Make a chat template refuse to render what cannot fit, before SGLang (0.5.23) tokenizes it.
+
+    Not `encode`: SGLang tokenizes in parallel only where that is the tokenizer's own.
+    """
+    render = tokenizer.apply_chat_template
+
+    def render_what_may_fit(*args: Any, **options: Any) -> Any:
+        rendered = render(*args, **options)
+        if isinstance(rendered, str):
+            refuse_too_long(tokenizer, rendered, context_length)
+        return rendered
+
+    tokenizer.apply_chat_template = render_what_may_fit
+
+
+class _NoRequestLog:
+    log_requests = False
+    log_requests_level = 0
+
+
+class _RaisesErrors:
+    """Turns SGLang's own error responses into our errors, so that there is one shape of error."""
+
+    def create_error_response(self, message: str, *_: object, **__: object) -> NoReturn:
+        raise InvalidRequest(message)
+
+    def create_streaming_error_response(self, message: str, *_: object, **__: object) -> str:
+        # Called in the except block of SGLang's generators (0.5.23): the error itself is at hand.
+        current = sys.exc_info()[1]
+        error = current if isinstance(current, PdEagleError) else PdEagleError(message)
+        return orjson.dumps(error.as_openai()).decode()
+
+
+class _Chat(_RaisesErrors, OpenAIServingChat):  # type: ignore[misc]
+    pass
+
+
+class _Completion(_RaisesErrors, OpenAIServingCompletion):  # type: ignore[misc]
+    pass
+
+
+def _load(body: bytes, most_values: int) -> dict[str, Any]:
+    """Return the object in `body`, whose parsing must take milliseconds: no other thread runs."""
+    if len(body) > most_values and has_more_values(body, most_values):
+        raise InvalidRequest(f"the body has more than {most_values} values: wanted at most that")
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidRequest(f"the body is {type(fields).__name__}: wanted a JSON object")
+    return fields
+
+
+def _validate_and_convert(serving: Any, request: Any, http: HttpRequest) -> Any:
+    if message := serving._validate_request(request):
+        raise InvalidRequest(message[:_LONGEST_MESSAGE])
+    return serving._convert_to_internal_request(request, http)
+
+
+def _timeout_s(value: object, longest_s: float) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= longest_s:
+        raise InvalidRequest(
+            f"timeout={shown(value)}: wanted a number of seconds above 0 and at most "
+            f"{longest_s:g} (REQUEST_TIMEOUT_S)"
+        )
+    return float(value)
+
+
+def _describe(error: ValidationError) -> str:
+    """Return the first problems in words: of a long list each item may have several."""
+    if error.error_count() > _PROBLEMS_READ:
+        return f"the body has {error.error_count()} problems: wanted fields as OpenAI has them"
+    problems = []
+    for problem in error.errors(include_url=False, include_context=False)[:_PROBLEMS_SHOWN]:
+        place = ".".join(str(part) for part in problem["loc"])[:200] or "body"
+        given = "" if problem["type"] == "missing" else f"={shown(problem['input'])}"
+        problems.append(f"{place}{given}: {problem['msg']}")
+    more = error.error_count() - _PROBLEMS_SHOWN
+    return "; ".join(problems)[:_LONGEST_MESSAGE] + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,303 @@
+"""SGLang's own generate interface over the service: `GenerateReqInput` in, result dictionaries out.
+
+What `sglang.Engine.async_generate` and SGLang's OpenAI classes expect of a tokenizer manager, with
+the engines elsewhere. It knows nothing of HTTP, and nothing of where a request runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from pd_eagle.errors import InvalidRequest
+from pd_eagle.messages import Options, Request
+from pd_eagle.requests import gate
+from pd_eagle.requests.batches import Batch
+from pd_eagle.requests.bounds import shown
+from pd_eagle.requests.service import new_rid
+from pd_eagle.requests.text_length import refuse_too_long
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator, Sequence
+
+    from pd_eagle.messages import Delta, EngineInfo
+    from pd_eagle.requests.batches import Count
+    from pd_eagle.requests.service import Service
+
+#: Prompts longer than this are tokenized off the event loop, in characters.
+_INLINE_TOKENIZE_CHARS = 4096
+
+#: Prompts of a call that are begun in one turn of the loop.
+_A_TURN = 8
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is needed to read a prompt."""
+
+    def __call__(self, text: str) -> Any: ...
+
+
+#: What SGLang's reading of a request raises where the request is not what it takes it for.
+MISREAD = (ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One prompt of a call; those of one `group` wait in one line.
+
+    One that is `patient` waits for its turn as long as it takes.
+    """
+
+    index: int
+    blank: Request  # all but its tokens
+    input_ids: Sequence[int]
+    public_id: str
+    group: object
+    patient: bool
+
+    def request(self) -> Request:
+        return msgspec.structs.replace(self.blank, input_ids=list(self.input_ids))
+
+
+class Answer:
+    """One request's deltas, put together as SGLang's result dictionary."""
+
+    def __init__(self, *, public_id: str, index: int, incremental: bool) -> None:
+        self._public_id = public_id
+        self._index = index
+        self._incremental = incremental
+        self._text: list[str] = []
+        self._output_ids: list[int] = []
+        self._meta: dict[str, Any] = {}
+        self._grown: dict[str, list[Any]] = {}
+
+    def add(self, delta: Delta) -> dict[str, Any]:
+        """Take one delta in; return the result so far, or the increment alone.
+
+        Lists called `output_…` in `meta_info` are increments too, as in SGLang.
+        """
+        if self._incremental:
+            self._meta.update(delta.meta)
+            return self._result(delta.text, delta.output_ids)
+        self.take(delta)
+        return self.whole()
+
+    def take(self, delta: Delta) -> None:
+        """Take one delta in, for `whole`."""
+        self._text.append(delta.text)
+        self._output_ids += delta.output_ids
+        for key, value in delta.meta.items():
+            if isinstance(value, list) and key.startswith("output_"):
+                self._grown.setdefault(key, []).extend(value)
+            else:
+                self._meta[key] = value
+
+    def whole(self) -> dict[str, Any]:
+        """Return the result so far."""
+        self._meta.update({key: list(value) for key, value in self._grown.items()})
+        return self._result("".join(self._text), list(self._output_ids))
+
+    def _result(self, text: str, output_ids: list[int]) -> dict[str, Any]:
+        meta = dict(self._meta)
+        meta["id"] = self._public_id
+        return {"text": text, "output_ids": output_ids, "meta_info": meta, "index": self._index}
+
+
+class GenerateApi:
+    """`generate_request` as SGLang's tokenizer manager has it."""
+
+    def __init__(
+        self,
+        service: Service,
+        tokenizer: Tokenizer,
+        *,
+        incremental: bool,
+        patient: bool | None = None,
+    ) -> None:
+        """`patient` is for calls of this process itself, None for those of clients.
+
+        The prompts of one such call are begun as others of it end, and wait for each other without
+        limit; if `patient`, for those of other calls too.
+        """
+        self.service = service
+        self.tokenizer: Any = tokenizer
+        self._incremental = incremental
+        self._patient = patient
+
+    async def generate_request(
+        self, obj: Any, raw_request: object = None, *, count: Count | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """Yield results for `obj`, a `GenerateReqInput`: a dictionary, or a list for a batch.
+
+        With `obj.stream` one dictionary a step, told apart by `index`. Raises `InvalidRequest` for
+        what cannot be served, else the request's own `PdEagleError`; closing aborts.
+        """
+        total = self._normalize(obj)
+        parts = self._parts(obj, _timeout_s(raw_request))
+        if self._patient is None or total == 1:  # a client's call is refused as a whole
+            parts = _each([part async for part in parts])
+        width = total if self._patient is None else self.service.max_inflight
+        batch = Batch(total, width, count)
+        if obj.stream and total == 1:
+            # Here, not in a generator of its own: each is passed by every token.
+            part = await anext(parts)
+            answer = self._answer(part)
+            async with self._deltas(part) as deltas:
+                async for delta in deltas:
+                    yield answer.add(delta)
+        elif obj.stream:
+            async with aclosing(batch.stream(parts, self._steps)) as results:
+                async for result in results:
+                    yield result
+        else:
+            whole = await batch.answers(parts, self._whole)
+            yield whole[0] if obj.is_single and total == 1 else whole
+
+    # --- what was asked for
+
+    def _normalize(self, obj: Any) -> int:
+        """Let SGLang read `obj`; return how many answers it asks for."""
+        _check_sampling(obj, self.service.limits)
+        _check_counts(obj)
+        try:
+            obj.normalize_batch_and_arguments()
+        except MISREAD as error:
+            raise InvalidRequest(said(error)) from error
+        total: int = (1 if obj.is_single else obj.batch_size) * obj.parallel_sample_num
+        if self._patient is None and total > self.service.places:
+            raise InvalidRequest(
+                f"{total} answers in one request: wanted at most {self.service.places}, as many as "
+                "may run and wait here (MAX_INFLIGHT, MAX_QUEUE)"
+            )
+        return total
+
+    async def _parts(self, obj: Any, timeout_s: float | None) -> AsyncGenerator[_Part, None]:
+        """Yield the prompts of `obj`, which has been normalized, as they have been read."""
+        own, samples = self._patient is not None, obj.parallel_sample_num
+        index = 0
+        for number in range(1 if obj.is_single else obj.batch_size):
+            prompt = obj if obj.is_single else obj[number]
+            vars(obj).pop("_sub_obj_cache", None)  # of SGLang 0.5.23: kilobytes a prompt
+            gate.check_options(prompt)
+            input_ids: Sequence[int] = await self._input_ids(prompt)
+            if obj.batch_size * samples > 1:
+                input_ids = self._check_early(number, prompt, input_ids)
+                await asyncio.sleep(0)  # others use the loop too
+            for _ in range(samples):
+                # A user's rid may be anything; ours never is the prefix of another.
+                blank = _request(prompt, [], timeout_s)
+                public_id = prompt.rid if samples == 1 else blank.rid
+                # Those of one own call wait for each other as long as it takes.
+                patient = own and (bool(self._patient) or index > 0)
+                yield _Part(index, blank, input_ids, public_id, obj, patient)
+                index += 1
+
+    def _check_early(self, number: int, prompt: Any, input_ids: Sequence[int]) -> Sequence[int]:
+        """Return `input_ids` as small as they can wait; raises for what would be refused later."""
+        try:
+            self.service.check(_request(prompt, list(input_ids), None))
+        except InvalidRequest as error:
+            raise type(error)(f"prompt {number}: {error}") from error
+        if self._patient is None or prompt.input_ids is not None:
+            return input_ids
+        return array("i", input_ids)
+
+    async def _input_ids(self, prompt: Any) -> list[int]:
+        if prompt.input_ids is not None:
+            return _checked_ids(prompt.input_ids)
+        if not isinstance(prompt.text, str):
+            raise InvalidRequest(f"prompt {prompt.text!r:.80}: wanted text or a list of token ids")
+        if len(prompt.text) < _INLINE_TOKENIZE_CHARS:
+            return self._encode(prompt.text)
+        return await asyncio.to_thread(self._encode, prompt.text)
+
+    def _encode(self, text: str) -> list[int]:
+        refuse_too_long(self.tokenizer, text, self.service.limits.context_length)
+        input_ids: list[int] = self.tokenizer(text)["input_ids"]
+        return input_ids
+
+    # --- what comes back
+
+    def _deltas(self, part: _Part) -> aclosing[AsyncGenerator[Delta, None]]:
+        return aclosing(self.service.stream(part.request(), part.group, patient=part.patient))
+
+    def _answer(self, part: _Part) -> Answer:
+        return Answer(public_id=part.public_id, index=part.index, incremental=self._incremental)
+
+    async def _whole(self, part: _Part) -> dict[str, Any]:
+        answer = Answer(public_id=part.public_id, index=part.index, incremental=False)
+        async with self._deltas(part) as deltas:
+            async for delta in deltas:
+                answer.take(delta)
+        result = answer.whole()
+        result.pop("index")  # as SGLang: only streamed results carry it
+        return result
+
+    async def _steps(self, part: _Part) -> AsyncGenerator[dict[str, Any], None]:
+        answer = self._answer(part)
+        async with self._deltas(part) as deltas:
+            async for delta in deltas:
+                yield answer.add(delta)
+
+
+def _check_counts(obj: Any) -> None:
+    params = obj.sampling_params
+    prompts = obj.text if obj.text is not None else obj.input_ids
+    if isinstance(params, list) and isinstance(prompts, list) and len(params) != len(prompts):
+        raise InvalidRequest(
+            f"sampling_params: a list of {len(params)} for {len(prompts)} prompts: wanted one for "
+            "each, or one for all"
+        )
+
+
+async def _each(parts: list[_Part]) -> AsyncGenerator[_Part, None]:
+    for number, part in enumerate(parts, 1):
+        yield part
+        if number % _A_TURN == 0:
+            await asyncio.sleep(0)
+
+
+def _check_sampling(obj: Any, limits: EngineInfo) -> None:
+    """Check what is read before single prompts are: how many samples, and of what they are told."""
+    given = obj.sampling_params if isinstance(obj.sampling_params, list) else [obj.sampling_params]
+    if not given:
+        raise InvalidRequest("sampling_params=[]: wanted a dictionary, or one for each prompt")
+    for params in given:
+        if not isinstance(params, dict | None):
+            raise InvalidRequest(f"sampling_params={shown(params)}: wanted a dictionary")
+        gate.check_sampling(params or {}, limits)
+
+
+def _checked_ids(input_ids: Any) -> list[int]:
+    if not isinstance(input_ids, list) or not all(type(i) is int for i in input_ids):
+        raise InvalidRequest(f"input_ids {input_ids!r:.80}: wanted a list of whole numbers")
+    return input_ids
+
+
+def said(error: Exception) -> str:
+    """Return SGLang's words for what it could not read."""
+    words = str(error)[:1000]
+    return words if isinstance(error, ValueError) and words else f"{type(error).__name__}: {words}"
+
+
+def _timeout_s(raw_request: Any) -> float | None:
+    """Return the deadline that came with the HTTP request, which SGLang's classes do not carry."""
+    return getattr(getattr(raw_request, "state", None), "timeout_s", None)
+
+
+def _request(prompt: Any, input_ids: list[int], timeout_s: float | None) -> Request:
+    params = {k: v for k, v in (prompt.sampling_params or {}).items() if k != "n"}
+    return Request(new_rid(), input_ids, params, _options(prompt), timeout_s)
+
+
+def _options(prompt: Any) -> Options:
+    """Take what `Options` carries from a normalized single `GenerateReqInput`."""
+    given: Iterator[tuple[str, Any]] = (
+        (name, getattr(prompt, name)) for name in Options.__struct_fields__
+    )
+    return Options(**{name: value for name, value in given if value is not None})

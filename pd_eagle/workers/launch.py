@@ -1,0 +1,325 @@
+"""How a worker's process comes to be: forked from the zygote, or spawned.
+
+Both give the front the same thing: a pid that leads its own process group, a data socket, a
+lifeline and the process's output. It does not know what the process does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pd_eagle.errors import StartFailed
+from pd_eagle.workers import signals
+from pd_eagle.workers.fork_safety import private_pipe, private_socketpair
+from pd_eagle.workers.lifeline import bind_group
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Coroutine, Mapping
+
+_LAST_LINES = 200
+# More than a pipe holds; one that is still written to must not keep us.
+_LAST_READS = 16
+# A progress bar redraws its line without ever ending it.
+_LONGEST_LINE_BYTES = 64 * 1024
+# A killed process may still be on its way out: 5 s.
+_REAP_TRIES, _REAP_INTERVAL_S = 50, 0.1
+# Whoever cancels a launch wants to go on; a process that comes later is ended all the same.
+_CANCELLED_LAUNCH_S = 2.0
+
+
+class OutputTail:
+    """Reads a process's output as it comes; keeps the last lines and hands each on."""
+
+    def __init__(self, fd: int, on_line: Callable[[str], None]) -> None:
+        self.lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._times: deque[float] = deque(maxlen=_LAST_LINES)
+        self._fd = fd
+        self._partial = b""
+        self._on_line = on_line
+        self._closed = asyncio.Event()
+        os.set_blocking(fd, False)
+        asyncio.get_running_loop().add_reader(fd, self._read)
+
+    def _read(self) -> None:
+        if self._take_in() == b"":
+            self.close()
+
+    def _take_in(self) -> bytes | None:
+        """Return what came: nothing at the end of the output, None if there is nothing yet."""
+        try:
+            data = os.read(self._fd, 65536)
+        except BlockingIOError:
+            return None
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for raw in lines:
+            self._add(raw)
+        if len(self._partial) > _LONGEST_LINE_BYTES:
+            self._add(self._partial.rpartition(b"\r")[2][-_LONGEST_LINE_BYTES:])
+            self._partial = b""
+        return data
+
+    def _add(self, raw: bytes) -> None:
+        line = raw.decode(errors="replace").rstrip()
+        self.lines.append(line)
+        self._times.append(time.monotonic())
+        self._on_line(line)
+
+    def lines_of_last(self, seconds: float) -> list[str]:
+        """Return what came within the last `seconds`."""
+        since = time.monotonic() - seconds
+        times = zip(self.lines, self._times, strict=True)
+        return [line for line, came_at in times if came_at >= since]
+
+    async def wait_closed(self, timeout_s: float) -> None:
+        """Wait until every process that could still write is gone, or the time is up."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), timeout_s)
+
+    def close(self) -> None:
+        """Take in what is there, the last words of one that has died, and stop reading."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        asyncio.get_running_loop().remove_reader(self._fd)
+        for _ in range(_LAST_READS):
+            if not self._take_in():
+                break
+        if self._partial:
+            self._add(self._partial)
+        os.close(self._fd)
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """A started worker process, as the front holds it.
+
+    `exit_status` is the wait status once known (None: not told, or not our child).
+    `spawned_because` says why it was not forked from a zygote; None: it was.
+    """
+
+    pid: int
+    data: socket.socket
+    lifeline: socket.socket
+    output_fd: int
+    spawned_because: str | None = None
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    exit_status: int | None = None
+
+    def kill_group(self) -> None:
+        """Kill the process and all it started; harmless when they are gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def discard(self) -> None:
+        """End a process that nobody has begun to use."""
+        self.kill_group()
+        self.lifeline.close()
+        self.data.close()
+        os.close(self.output_fd)
+
+    def record_exit(self, status: int | None) -> None:
+        self.exit_status = status
+        self.exited.set()
+
+    def describe_exit(self) -> str:
+        if self.exit_status is None:
+            return "ended"
+        code = os.waitstatus_to_exitcode(self.exit_status)
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
+class Launcher(Protocol):
+    """Makes worker processes."""
+
+    async def launch(self) -> WorkerProcess:
+        """Start a process that waits for its `WorkerSpec` on the data socket."""
+
+    def stop_forking(self, failure: str) -> bool:
+        """Spawn from now on if `failure`, of a start, is one that only forked engines have.
+
+        True if another start may do better for it.
+        """
+
+    async def close(self) -> None:
+        """End whatever the launcher itself keeps running."""
+
+
+@dataclass(slots=True)
+class Ends:
+    """The three descriptors of a new worker: the front's ends and the child's."""
+
+    data: socket.socket
+    lifeline: socket.socket
+    output_fd: int
+    child_data: socket.socket
+    child_lifeline: socket.socket
+    child_log_fd: int
+
+    @classmethod
+    def make(cls) -> Ends:
+        data, child_data = private_socketpair()
+        lifeline, child_lifeline = private_socketpair()
+        output_fd, child_log_fd = private_pipe()
+        return cls(data, lifeline, output_fd, child_data, child_lifeline, child_log_fd)
+
+    @property
+    def child_fds(self) -> list[int]:
+        return [self.child_data.fileno(), self.child_lifeline.fileno(), self.child_log_fd]
+
+    def close_child_ends(self) -> None:
+        self.child_data.close()
+        self.child_lifeline.close()
+        os.close(self.child_log_fd)
+
+    def close(self) -> None:
+        """Close the front's ends too: there is no process."""
+        self.data.close()
+        self.lifeline.close()
+        os.close(self.output_fd)
+
+    def process(self, pid: int, spawned_because: str | None = None) -> WorkerProcess:
+        return WorkerProcess(pid, self.data, self.lifeline, self.output_fd, spawned_because)
+
+
+async def uninterrupted(launching: Coroutine[Any, Any, WorkerProcess]) -> WorkerProcess:
+    """Return what `launching` makes; a caller who is cancelled meanwhile leaves no process."""
+    task = asyncio.create_task(launching)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_discard)
+        await asyncio.wait({task}, timeout=_CANCELLED_LAUNCH_S)
+        raise
+
+
+def _discard(task: asyncio.Task[WorkerProcess]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().discard()
+
+
+class SpawnLauncher:
+    """Starts each worker as a new Python; pays SGLang's imports every time, needs nothing.
+
+    `because` says why workers are not forked.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str], because: str = "workers are spawned"
+    ) -> None:
+        self._environment = dict(environment)
+        self.because = because
+        self._reapers: set[asyncio.Task[None]] = set()
+
+    async def launch(self) -> WorkerProcess:
+        return await uninterrupted(self._launch())
+
+    async def _launch(self) -> WorkerProcess:
+        ends = Ends.make()
+        try:
+            child = await asyncio.to_thread(self._spawn, ends)
+        except OSError as error:
+            ends.close()
+            raise StartFailed(f"a worker's process cannot be started: {error}") from error
+        finally:
+            ends.close_child_ends()
+        process = ends.process(child.pid, self.because)
+        reaper = asyncio.create_task(_reap(child, process))
+        self._reapers.add(reaper)
+        reaper.add_done_callback(self._reapers.discard)
+        return process
+
+    def _spawn(self, ends: Ends) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "pd_eagle.workers.worker_main", *map(str, ends.child_fds)]
+        with signals.blocked_in_children():
+            child = subprocess.Popen(
+                command,
+                env=self._environment,
+                pass_fds=ends.child_fds,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        bind_group(ends.child_lifeline, child.pid)
+        return child
+
+    def stop_forking(self, failure: str) -> bool:
+        return False
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._reapers)
+
+
+async def _reap(child: subprocess.Popen[bytes], process: WorkerProcess) -> None:
+    pidfd = os.pidfd_open(child.pid)
+    try:
+        await readable(pidfd)
+    finally:
+        os.close(pidfd)
+    _, status = os.waitpid(child.pid, 0)  # noqa: ASYNC222 - it has ended: the pidfd said so
+    child.returncode = os.waitstatus_to_exitcode(status)
+    process.record_exit(status)
+    await reap_group(child.pid)
+
+
+def reap(pid: int) -> int | None:
+    """Return the wait status of a process that has ended; None if it is not our child."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[1]
+    except ChildProcessError:
+        return None
+
+
+async def reap_group(group: int) -> None:
+    """Reap what ends of a dead worker's group, as far as it is ours.
+
+    Orphans come to the first process of a container, which the front may be.
+    """
+    for _ in range(_REAP_TRIES):
+        try:
+            pid, _ = os.waitpid(-group, os.WNOHANG)  # noqa: ASYNC222 - it does not wait
+        except ChildProcessError:
+            return
+        if pid == 0:
+            await asyncio.sleep(_REAP_INTERVAL_S)
+
+
+def when_ended(pid: int, call: Callable[[], None]) -> None:
+    """Call once when the process has ended, whoever its parent is; at once if it has."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        call()
+        return
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        call()
+
+    loop.add_reader(pidfd, ended)
+
+
+async def readable(fd: int) -> None:
+    """Wait until `fd` can be read; a pidfd can when its process has ended."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, _settle, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

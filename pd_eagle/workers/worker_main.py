@@ -1,0 +1,213 @@
+"""The child's side of a worker: one engine, one socket, one task a request.
+
+It starts the engine that the first frame describes, then serves frames until the front says stop or
+is gone. It knows no other worker and nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import importlib
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pd_eagle.errors import EngineError, StartFailed
+from pd_eagle.messages import (
+    Abort,
+    Delta,
+    Failed,
+    Ping,
+    Pong,
+    Ready,
+    StartFailure,
+    Stop,
+    Submit,
+    ToWorker,
+)
+from pd_eagle.workers import engine_metrics
+from pd_eagle.workers.channel import Channel
+from pd_eagle.workers.lifeline import lead_group_bound_to
+
+if TYPE_CHECKING:
+    from pd_eagle.workers.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerSpec(msgspec.Struct, frozen=True):
+    """What a worker's process is told first, before any message.
+
+    `factory` is "module:function", called as `function(engine_args, fork=…) -> Engine`.
+    `environment` is added to the process's own; `temp_dir` is the worker's alone.
+    """
+
+    name: str
+    engine_args: dict[str, Any]
+    environment: dict[str, str]
+    temp_dir: str
+    factory: str = "pd_eagle.workers.engine:start"
+
+
+_LENGTH = struct.Struct("!I")
+
+
+def send_spec(sock: socket.socket, spec: WorkerSpec) -> None:
+    body = msgspec.msgpack.encode(spec)
+    sock.sendall(_LENGTH.pack(len(body)) + body)
+
+
+def _receive_spec(sock: socket.socket) -> WorkerSpec:
+    size = _LENGTH.unpack(_receive_exactly(sock, _LENGTH.size))[0]
+    return msgspec.msgpack.decode(_receive_exactly(sock, size), type=WorkerSpec)
+
+
+def _receive_exactly(sock: socket.socket, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        chunk = sock.recv(size - len(received))
+        if not chunk:
+            raise EOFError("the front closed the socket before it had said what to start")
+        received += chunk
+    return received
+
+
+def run(data: socket.socket, lifeline: socket.socket, log_fd: int, *, fork: bool) -> None:
+    """Be a worker's process from its first line to its last; never returns."""
+    lead_group_bound_to(lifeline)
+    # The engine's children must not hold the socket open when this process has died.
+    os.register_at_fork(after_in_child=data.close)
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    # A forked worker has the zygote's handlers; SGLang sets up its own logging when it starts.
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", force=True
+    )
+    faulthandler.enable()  # its last words tell a crash from a kill
+    exit_code = 1
+    try:
+        exit_code = _start_and_serve(data, fork=fork)
+    except StartFailed:  # a process of the engine's, which has said why itself
+        traceback.print_exc()
+    except BaseException:
+        # In SGLang's words, which the front takes for a crash of the engine's own.
+        sys.stderr.write(f"The engine's host process hit an exception: {traceback.format_exc()}")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # At once: SGLang's exit handlers may linger 10 s. The front ends what is left of the group.
+        os._exit(exit_code)
+
+
+def _start_and_serve(data: socket.socket, *, fork: bool) -> int:
+    spec = _receive_spec(data)
+    os.environ.update(spec.environment)
+    os.environ["TMPDIR"] = spec.temp_dir
+    tempfile.tempdir = None  # forget what was worked out before the fork
+    engine_metrics.write_below(Path(spec.temp_dir))
+    try:
+        engine = _factory(spec.factory)(spec.engine_args, fork=fork)
+    except Exception as error:
+        if not isinstance(error, StartFailed):  # then the engine's own process has printed why
+            traceback.print_exc()
+        _send_start_failure(data, error)
+        return 3
+    server = _Server(engine)
+    engine.event_loop().run_until_complete(server.serve(data))
+    engine.shutdown()
+    return 0
+
+
+def _factory(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _send_start_failure(data: socket.socket, error: Exception) -> None:
+    message = StartFailure(f"{type(error).__name__}: {error}")
+    body = msgspec.msgpack.encode([message])
+    data.sendall(_LENGTH.pack(len(body)) + body)
+
+
+class _Server:
+    """Serves one front over one channel."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopped = asyncio.Event()
+        self._channel: Channel[ToWorker] = Channel(
+            ToWorker, self._on_message, self._on_eof, self._on_unsendable
+        )
+
+    async def serve(self, data: socket.socket) -> None:
+        await self._channel.attach(data)
+        self._channel.send(Ready(self._engine.info))
+        await self._stopped.wait()
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._channel.close()
+
+    def _on_message(self, message: ToWorker) -> None:
+        match message:
+            case Submit():
+                self._submit(message)
+            case Abort(rid):
+                if task := self._tasks.get(rid):
+                    task.cancel()
+            case Ping(seq):
+                self._channel.send(Pong(seq, self._engine.load()))
+            case Stop():
+                self._stopped.set()
+
+    def _on_unsendable(self, message: Any, why: str) -> Failed | None:
+        if not isinstance(message, Delta):
+            logger.error("%s is not sent: %s", type(message).__name__, why)
+            return None
+        if task := self._tasks.get(message.rid):
+            task.cancel()
+        return Failed(message.rid, EngineError.code, f"a result cannot be sent: {why}")
+
+    def _on_eof(self) -> None:
+        if not self._stopped.is_set():  # else it is our own close, and the engine shuts down next
+            # The lifeline has most likely ended this process already.
+            os.killpg(0, signal.SIGKILL)
+
+    def _submit(self, submit: Submit) -> None:
+        rid = submit.request.rid
+        task = asyncio.get_running_loop().create_task(self._generate(submit), name=rid)
+        self._tasks[rid] = task
+        task.add_done_callback(lambda _: self._tasks.pop(rid, None))
+
+    async def _generate(self, submit: Submit) -> None:
+        # Cancelling this task is the abort: SGLang drops an abort_request for a rid that it has
+        # not registered yet, a cancelled iteration has no such hole (0.5.23).
+        rid = submit.request.rid
+        try:
+            async for event in self._engine.generate(submit):
+                self._channel.send(event)
+        except Exception as error:
+            logger.exception("request %s failed in the engine", rid)
+            self._channel.send(Failed(rid, EngineError.code, f"{type(error).__name__}: {error}"))
+
+
+def main(argv: list[str]) -> None:
+    """Run a spawned worker: `python -m pd_eagle.workers.worker_main DATA_FD LIFELINE_FD LOG_FD`."""
+    data_fd, lifeline_fd, log_fd = map(int, argv)
+    run(socket.socket(fileno=data_fd), socket.socket(fileno=lifeline_fd), log_fd, fork=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
