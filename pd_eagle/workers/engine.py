@@ -22,6 +22,7 @@ from pd_eagle.errors import EngineError, InvalidRequest, Overloaded, StartFailed
 from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load
 from pd_eagle.overrides import Override, apply
 from pd_eagle.plan import cuda_answers
+from pd_eagle.workers import grammar_dead_ends
 from pd_eagle.workers.forked_engine import forking
 from pd_eagle.workers.run_folder import instance_id
 
@@ -356,6 +357,8 @@ def _changes(meta: dict[str, Any], sent: dict[str, Any]) -> dict[str, Any]:
 
 def _abort_failure(rid: str, reason: dict[str, Any], *, in_pd: bool) -> Failed:
     message = reason.get("message") or "the engine aborted the request"
+    if grammar_dead_ends.is_one(message):
+        return Failed(rid, InvalidRequest.code, grammar_dead_ends.MESSAGE)
     match reason.get("status_code"):
         case 400:
             return Failed(rid, InvalidRequest.code, message)

@@ -35,7 +35,7 @@ from pd_eagle.messages import (
     Submit,
     ToWorker,
 )
-from pd_eagle.workers import engine_metrics
+from pd_eagle.workers import engine_metrics, grammar_dead_ends
 from pd_eagle.workers.channel import Channel
 from pd_eagle.workers.lifeline import lead_group_bound_to
 
@@ -112,7 +112,7 @@ def run(data: socket.socket, lifeline: socket.socket, log_fd: int, *, fork: bool
 
 def _start_and_serve(data: socket.socket, *, fork: bool) -> int:
     spec = _receive_spec(data)
-    os.environ.update(spec.environment)
+    os.environ.update(spec.environment | grammar_dead_ends.VARIABLES)
     os.environ["TMPDIR"] = spec.temp_dir
     tempfile.tempdir = None  # forget what was worked out before the fork
     engine_metrics.write_below(Path(spec.temp_dir))
