@@ -45,6 +45,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "a stop of 15 MB": CHAT | {"stop": "x" * 15_000_000},
     "an empty stop": CHAT | {"stop": ""},
     "an empty stop, streamed": CHAT | {"stop": "", "stream": True},
+    # Sampled, not greedy: a multinomial over NaN was the end of the engine.
+    "a grammar without any token": TEXT | {"ebnf": "root ::= root", "temperature": 1},
     "a deep schema": TEXT | {"json_schema": DEEP},
     "a format that is a word": CHAT | {"response_format": "json"},
     "a format of another kind": CHAT | {"response_format": {"type": "xml"}},

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pd_eagle.errors import InvalidRequest
 from pd_eagle.messages import Delta, Failed, Request, Submit
 from pd_eagle.workers.engine import Acceptance, _abort_failure, _schedulers, _SGLangEngine
 
@@ -59,6 +60,15 @@ def test_acceptance_forgets_old_requests() -> None:
 def test_what_an_abort_of_sglangs_own_means(status: int | None, in_pd: bool, code: str) -> None:
     reason = {"type": "abort", "message": "lost", "status_code": status}
     assert _abort_failure("r", reason, in_pd=in_pd) == Failed("r", code, "lost")
+
+
+@pytest.mark.parametrize("in_pd", [True, False])
+def test_a_grammar_without_a_token_is_the_clients_fault(in_pd: bool) -> None:
+    said = "Grammar accept_token failed for req r with token 0: Tokens not accepted: 0"
+    reason = {"type": "abort", "message": said, "status_code": 500}
+    found = _abort_failure("r", reason, in_pd=in_pd)
+    assert found.code == InvalidRequest.code
+    assert "admits none of the model's tokens" in found.message
 
 
 class Raising:
