@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 
 from pd_eagle.workers import grammar_dead_ends
+
+if TYPE_CHECKING:
+    import pytest
 
 NONE = -math.inf
 
