@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import compact_json
 from pd_eagle.plan import devices
 from pd_eagle.version import VERSION
 
@@ -70,7 +71,7 @@ def keep(name: str, result: dict[str, Any], arguments: argparse.Namespace) -> No
     folder = LOGS if arguments.quick else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    compact_json.write(path, result)
     tell(f"written: {path.relative_to(ROOT)}")
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.compact_json import write
 from benchmarks.provenance import tell
 
 if TYPE_CHECKING:
@@ -92,13 +93,6 @@ def _trace(error: Exception) -> list[str]:
     """Return the calls that led to `error`, in file names that are the same on every machine."""
     calls = traceback.extract_tb(error.__traceback__)[-20:]
     return [f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in calls]
-
-
-def write(path: Path, found: Found) -> None:
-    """Write `found` so that a reader sees the old file or the new one, never half of one."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(found, indent=1) + "\n")
-    new.replace(path)
 
 
 def outcome(parts: Found) -> str:

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.journal import write
+from benchmarks.compact_json import write
 from benchmarks.gpu.stage import STAGES, stage_file
 from benchmarks.provenance import ROOT, tell
 

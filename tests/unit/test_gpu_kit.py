@@ -23,8 +23,6 @@ from benchmarks.provenance import ROOT, provenance
 if TYPE_CHECKING:
     from pathlib import Path
 
-RESULTS = ROOT / "benchmarks/results/gpu_dry_run"
-
 
 @pytest.mark.timeout(240)
 def test_stages_leave_json_and_none_stops_the_next(tmp_path: Path) -> None:
@@ -216,15 +214,6 @@ def test_provenance_tells_the_gpus() -> None:
     names = provenance()["hardware"]["gpus"]
     assert all(isinstance(name, str) for name in names)
     assert bool(names) == (shutil.which("nvidia-smi") is not None)
-
-
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
-def test_the_dry_run_is_marked(path: Path) -> None:
-    found = json.loads(path.read_text())
-    assert found["dry_run"] is True
-    assert found["device"] == "cpu"
-    assert found["finished"] is True
-    assert not [part for part in found["parts"].values() if "error" in part]
 
 
 def test_the_page_tells_warm_runs_and_sizes_that_were_asked_before(tmp_path: Path) -> None:
