@@ -1,4 +1,4 @@
-"""Writes README.md, index.html and plots from the results beside it: no figure is typed by hand.
+"""Write README.md and plots from the results beside it: no figure is typed by hand.
 
 python -m benchmarks.report
 """
@@ -8,15 +8,12 @@ from __future__ import annotations
 import json
 import sys
 
-from markdown_it import MarkdownIt
-
 from benchmarks import plots
 from benchmarks.gpu import page as gpu
 from benchmarks.provenance import RESULTS, ROOT
 from benchmarks.sections import SECTIONS, Result
 
 PAGE = ROOT / "benchmarks/README.md"
-HTML = ROOT / "benchmarks/index.html"
 PLOTS = ROOT / "benchmarks/plots"
 
 HEAD = """# Measurements
@@ -62,30 +59,11 @@ def page() -> str:
     return "\n".join(parts)
 
 
-STYLE = (
-    "body { font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }"
-    " table { border-collapse: collapse; font-size: 0.85em; display: block; overflow-x: auto }"
-    " td, th { border: 1px solid #bbb; padding: 0.2em 0.6em; text-align: left }"
-    " img { max-width: 100% }"
-)
-
-
-def html() -> str:
-    """Return the same page for a browser; its pictures are the files beside it."""
-    body = MarkdownIt().enable("table").render(page())
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>pd_eagle: measurements</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n{body}</body>\n</html>\n"
-    )
-
-
 def main() -> int:
     for name, result in results().items():
         for plot in plots.names(name, result):
             plots.write(name, plot, result, PLOTS)
     PAGE.write_text(page())
-    HTML.write_text(html())
     return 0
 
 

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DASHBOARD = Path(__file__).parent.parent / "benchmarks/grafana-dashboard.json"
+DASHBOARD = Path(__file__).parent.parent / "deploy/grafana-dashboard.json"
 _SERIES = re.compile(r"\b(?:pd_eagle_|sglang:)\w+")
 _RATED = re.compile(r"\b(?:rate|increase)\((\S+?)\{")
 #: promtool's advice about names: `sglang:` and its units are SGLang's own, not ours to change.

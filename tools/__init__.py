@@ -1,1 +1,1 @@
-"""Programs that make what the package ships; never imported by it."""
+"""Programs that make what the package ships; never imported by it, never needed by users."""

@@ -1,5 +1,7 @@
 """Measure a draft in SGLang itself: the everyday prompts through ``PDEngine``, greedy.
 
+Users never need it: it checks a draft that `tools.train_draft` made.
+
     python -m tools.measure_draft --tree 2,6,10 --tree 3,4,16 --json measured.json
 
 Tokens per verification are SGLang's own count (``spec_accept_length``); the times are those of the

@@ -1,5 +1,7 @@
 """Make an EAGLE draft for a small Llama chat model, from nothing but the model itself.
 
+Users never need it: the trained draft is in the package (pd_eagle/demo/draft).
+
     python -m tools.train_draft --work /tmp/draft
 
 runs the stages ``prompts``, ``answers``, ``train``, ``evaluate`` and ``export``. Each stage leaves

@@ -1,4 +1,4 @@
-"""The pages of measurements, and their pictures, are what the results say."""
+"""The page of measurements, and its pictures, are what the results say."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ INTERFERENCE: dict[str, Any] = {"runs": [{"plan": "PD", "raw": {"gaps_ms": [30.0
 FRONT: dict[str, Any] = {"summary": {"table": [{"streams": 8, "cpu_us_per_token": 90}]}}
 
 
-def test_the_pages_are_made_from_the_results() -> None:
+def test_the_page_is_made_from_the_results() -> None:
     assert report.PAGE.read_text() == report.page(), "run python -m benchmarks.report"
-    assert report.HTML.read_text() == report.html(), "run python -m benchmarks.report"
 
 
 def test_every_result_is_on_the_page() -> None:
@@ -38,12 +37,6 @@ def test_every_result_is_on_the_page() -> None:
 def test_every_picture_of_a_result_is_there_and_no_other() -> None:
     wanted = {p for name, found in report.results().items() for p in plots.names(name, found)}
     assert {path.stem for path in report.PLOTS.glob("*.png")} == wanted
-
-
-def test_the_html_has_the_tables_and_pictures_of_the_page() -> None:
-    html, page = report.html(), report.page()
-    assert html.count("<table>") == page.count("\n| --- |")
-    assert html.count("<img ") == page.count("![")
 
 
 @pytest.mark.parametrize(
