@@ -70,6 +70,7 @@ class Front:
         self.openai: OpenAI | None = None
         self.api_key = settings.api_key
         self.keep_alive_s = settings.sse_keep_alive_s
+        self.max_body_memory_bytes = settings.max_body_memory_bytes
         self._zygote = None if isinstance(zygote, str) else zygote
         self._spawned_because = zygote if isinstance(zygote, str) else ""
         self._launcher: Launcher | None = None

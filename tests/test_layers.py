@@ -41,7 +41,13 @@ DOORS: dict[str, set[str]] = {
     "numpy": {"requests.metrics"},
     "tqdm": {"pd_engine"},
     "opentelemetry": {"requests.tracing"},
-    "starlette": {"http.app", "http.pacing", "http.keep_alive", "http.openai_api"},
+    "starlette": {
+        "http.app",
+        "http.pacing",
+        "http.keep_alive",
+        "http.openai_api",
+        "http.request_body",
+    },
     # SGLang's OpenAI classes speak in these.
     "fastapi": {"http.openai_api"},
     "pydantic": {"http.openai_api"},

@@ -20,10 +20,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from pd_eagle.errors import InvalidRequest, ModelNotFound, NotServing, PdEagleError, openai_error
+from pd_eagle.errors import ModelNotFound, NotServing, PdEagleError, openai_error
 from pd_eagle.http import api_keys
 from pd_eagle.http.keep_alive import KeepAlive
 from pd_eagle.http.pacing import Turns
+from pd_eagle.http.request_body import BodyMemory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -39,9 +40,6 @@ logger = logging.getLogger(__name__)
 
 Endpoint = Literal["chat", "completion"]
 
-MAX_BODY_BYTES = 16 * 2**20
-# A client that still sends does not read: what is too large is read on, up to here, and dropped.
-_LARGEST_BODY_READ = 4 * MAX_BODY_BYTES
 _RETRY_AFTER_S = 1
 # In a request's scope: `send` as the server gave it.
 _SERVERS_SEND = "pd_eagle.send"
@@ -69,6 +67,7 @@ class Front(Protocol):
     openai: OpenAI | None
     api_key: str | None
     keep_alive_s: float
+    max_body_memory_bytes: int
 
     @property
     def failing(self) -> bool: ...
@@ -219,6 +218,7 @@ def _with_options(
 class _Routes:
     def __init__(self, front: Front) -> None:
         self._front = front
+        self._bodies = BodyMemory(front.max_body_memory_bytes)
 
     def _health(self) -> Health:
         health = self._front.health()
@@ -265,10 +265,11 @@ class _Routes:
         client = http.client.host if http.client else "unknown"
         with self._front.door(client):
             pass  # refused before it is read, if it would be refused now
-        body = await _read_body(http)  # one that is only half there takes nobody's place
         with ExitStack() as stack:
-            stack.enter_context(self._front.door(client))
-            request = await openai.parse(endpoint, body, http)
+            async with self._bodies.body_of(http) as body:
+                # Only now: one that is only half there takes nobody's place.
+                stack.enter_context(self._front.door(client))
+                request = await openai.parse(endpoint, body, http)
             if request.stream:
                 events = await openai.stream(endpoint, request, http)
                 return EventStream(events, stack.pop_all(), self._front.keep_alive_s)
@@ -301,30 +302,6 @@ def _model_card(openai: OpenAI) -> dict[str, Any]:
         "owned_by": "pd_eagle",
         "max_model_len": openai.context_length,
     }
-
-
-async def _read_body(request: Request) -> bytes:
-    body = bytearray()
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > _LARGEST_BODY_READ:
-            break
-        if size <= MAX_BODY_BYTES:
-            body += chunk
-    if size > MAX_BODY_BYTES:
-        raise _too_large(size)
-    if not body:
-        raise InvalidRequest("the body is empty: wanted a JSON object")
-    return bytes(body)
-
-
-def _too_large(size: int) -> HTTPException:
-    return HTTPException(
-        413,
-        f"the body has at least {size} bytes: wanted at most {MAX_BODY_BYTES}",
-        headers={"connection": "close"},
-    )
 
 
 async def _pd_eagle_error(_: Request, error: Exception) -> Response:

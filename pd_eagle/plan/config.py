@@ -242,6 +242,12 @@ class Settings:
     max_headers_bytes: int = _setting(
         value_types.whole(1024), "Size of a request's headers; more get 431.", 64 * 1024
     )
+    max_body_memory_bytes: int = _setting(
+        value_types.whole(16 * 2**20),
+        "Memory for the bodies that are being read or parsed, of all requests together; more get "
+        "503.",
+        2**30,
+    )
     body_timeout_s: float = _setting(
         value_types.seconds(zero=False),
         "How long a client may take to send a request's body.",

@@ -64,6 +64,7 @@ class Front:
     openai: OpenAI | None
     api_key: str | None = None
     keep_alive_s = 0.0
+    max_body_memory_bytes = 2**20
     failing = False
 
     def health(self) -> Health:

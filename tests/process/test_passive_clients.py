@@ -53,6 +53,22 @@ async def test_half_sent_bodies_take_nobodys_place_and_end(tmp_path: Path) -> No
         assert (await server.complete("x")).status_code == 200
 
 
+async def test_bodies_of_all_clients_have_one_memory(tmp_path: Path) -> None:
+    few = {"MAX_BODY_MEMORY_BYTES": str(2**24), "BODY_TIMEOUT_S": "5"}
+    half = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % 2**23
+    half += b" " * (2**23 - 1)
+    async with Server(tmp_path, None, None, **few) as server:
+        await server.ready()
+        clients = [await connect(server) for _ in range(3)]
+        for _, writer in clients:
+            writer.write(half)
+        answers = sorted(await asyncio.gather(*(reader.read(2000) for reader, _ in clients)))
+        assert [answer[9:12] for answer in answers] == [b"408", b"408", b"503"]
+        for _, writer in clients:
+            await hang_up(writer)
+        assert (await server.complete("x")).status_code == 200
+
+
 async def test_headers_have_a_deadline_and_a_size(tmp_path: Path) -> None:
     async with Server(tmp_path, None, None, HEADERS_TIMEOUT_S="1") as server:
         await server.ready()

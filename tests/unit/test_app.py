@@ -24,7 +24,8 @@ from pd_eagle.errors import (
     WorkerDied,
 )
 from pd_eagle.http.api_keys import carries_one
-from pd_eagle.http.app import MAX_BODY_BYTES, make_app
+from pd_eagle.http.app import make_app
+from pd_eagle.http.request_body import MAX_BODY_BYTES
 from pd_eagle.plan.placement import Plan
 from pd_eagle.plan.tool_parsers import ToolParser
 from pd_eagle.requests.health import Health
@@ -106,6 +107,7 @@ class ScriptedFront:
         self.full: PdEagleError | None = None
         self.failing = False
         self.keep_alive_s = 0.0
+        self.max_body_memory_bytes = 2**30
         self.inside: list[str] = []
 
     def health(self) -> Health:

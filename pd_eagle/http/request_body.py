@@ -1,0 +1,74 @@
+"""Reads the bodies of requests, each within a size, all of them together within a memory.
+
+A body counts from its first byte until it was parsed. It does not know what is in one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from starlette.exceptions import HTTPException
+
+from pd_eagle.errors import InvalidRequest, Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+
+MAX_BODY_BYTES = 16 * 2**20
+# A client that still sends does not read: what is too large is read on, up to here, and dropped.
+_LARGEST_BODY_READ = 4 * MAX_BODY_BYTES
+
+
+class BodyMemory:
+    """The bytes that the bodies of all requests hold, at most `limit_bytes`."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.held_bytes = 0
+        self._limit_bytes = limit_bytes
+
+    @contextlib.asynccontextmanager
+    async def body_of(self, request: Request) -> AsyncIterator[bytes]:
+        """Read the body of `request`; its memory counts until the block ends.
+
+        Raises `InvalidRequest` for an empty body, `HTTPException` 413 for one that is too large and
+        `Overloaded` where the bodies of all requests would be.
+        """
+        body = bytearray()
+        try:
+            await self._read(request, body)
+            yield bytes(body)
+        finally:
+            self.held_bytes -= len(body)
+
+    async def _read(self, request: Request, body: bytearray) -> None:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > _LARGEST_BODY_READ:
+                break
+            if size <= MAX_BODY_BYTES:
+                self._take(len(chunk))
+                body += chunk
+        if size > MAX_BODY_BYTES:
+            raise _too_large(size)
+        if not body:
+            raise InvalidRequest("the body is empty: wanted a JSON object")
+
+    def _take(self, size: int) -> None:
+        if self.held_bytes + size > self._limit_bytes:
+            raise Overloaded(
+                f"the bodies of all requests hold {self.held_bytes} bytes: at most "
+                f"{self._limit_bytes} (MAX_BODY_MEMORY_BYTES)"
+            )
+        self.held_bytes += size
+
+
+def _too_large(size: int) -> HTTPException:
+    return HTTPException(
+        413,
+        f"the body has at least {size} bytes: wanted at most {MAX_BODY_BYTES}",
+        headers={"connection": "close"},
+    )
