@@ -26,7 +26,7 @@ from pd_eagle.requests.bounds import (
     shown,
 )
 from pd_eagle.requests.gate import MAX_LABEL_BYTES, MAX_SAMPLES, OPTIONS, SAMPLING
-from pd_eagle.requests.programs import programs_within, schema_wanted
+from pd_eagle.requests.schemas import programs_within, schema_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -29,7 +29,9 @@ from pd_eagle.requests.bounds import (
     context,
     shown,
 )
-from pd_eagle.requests.programs import Grammar, Pattern, Schema, StopPatterns, StructuralTag
+from pd_eagle.requests.grammars import Grammar, Pattern
+from pd_eagle.requests.schemas import Schema, StructuralTag
+from pd_eagle.requests.stop_patterns import StopPatterns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
