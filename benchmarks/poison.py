@@ -1,8 +1,9 @@
-"""Requests that crash engines, again and again, beside honest streams: what does it cost them?
+"""Requests that crash engines repeatedly beside other streams: what do those streams lose?
 
-Sixteen streams at a time over real engines, and every five seconds a request with another prompt
-that crashes the engine it comes to (`benchmarks.crash_mark`). Every honest text must be what it was
-before the first crash, no worker may be given up, and the poison must end with the engine's words.
+Sixteen streams at a time over real engines, and every five seconds a request with a new prompt that
+crashes the engine it is sent to (`benchmarks.crash_mark`). The text of every other stream must be
+what it was before the first crash, no worker may be given up, and the crashing request must end
+with the engine's error message.
 """
 
 from __future__ import annotations
@@ -16,29 +17,28 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 from benchmarks import crash_mark
 from benchmarks.asking import CHAT, chat_body, percentiles
+from benchmarks.exact_streams import FLOAT32, PROMPTS, exact_streams, recovered
 from benchmarks.provenance import LOGS, conclude, tell
-from benchmarks.soak import FLOAT32, streamed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import httpx
+
+    from benchmarks.exact_streams import ExactStreams
     from tests.engine.serving import ServerProcess
 
-STREAMS = 16
 TOKENS = 64
-PROMPTS = [f"Write {i + 3} sentences about the number {i}." for i in range(STREAMS)]
 EVERY_S = 5.0
 _DEATH = re.compile(r"ERROR .*supervisor (\S+) failed: ")
 
 
 @dataclass
 class Honest:
-    """What became of the honest streams."""
+    """Outcomes of the streams that crash nothing."""
 
     sent: int = 0
     exact: int = 0
@@ -47,34 +47,53 @@ class Honest:
     pauses_s: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
+    def count(self, difference: dict[str, str] | None, pause_s: float, seconds: float) -> None:
+        self.pauses_s.append(pause_s)
+        self.seconds.append(seconds)
+        if difference is None:
+            self.exact += 1
+        else:
+            self.wrong.append(difference)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "honest_streams_at_a_time": len(PROMPTS),
+            "honest_sent": self.sent,
+            "honest_exact": self.exact,
+            "honest_wrong": len(self.wrong),
+            "honest_failed": len(self.failed),
+            "honest_seconds": percentiles(self.seconds),
+            "honest_longest_pause_s": percentiles(self.pauses_s),
+        }
+
 
 @dataclass
 class Poison:
-    """What became of the requests that crash engines."""
+    """Outcomes of the requests that crash engines."""
 
     sent: int = 0
     ends: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
+    def summary(self) -> dict[str, Any]:
+        return {
+            "poison_sent": self.sent,
+            "poison_ends": {end: self.ends.count(end) for end in sorted(set(self.ends))},
+            "poison_seconds": percentiles(self.seconds),
+        }
 
-async def ask(
-    client: httpx.AsyncClient, prompt: str, right: dict[str, str], honest: Honest, until: float
-) -> None:
-    """Ask for the same answer until the time is up; the last answer is waited for."""
+
+async def ask_until(streams: ExactStreams, prompt: str, until: float, honest: Honest) -> None:
+    """Ask for the same answer until `until`, at least once; the last answer is waited for."""
     while True:
         honest.sent += 1
         began = time.monotonic()
         try:
-            text, pause_s = await streamed(client, chat_body(prompt, TOKENS))
-        except Exception as error:  # whatever it is, it is the result
+            difference, pause_s = await streams.ask(prompt)
+        except Exception as error:  # any failure is a result
             honest.failed.append(repr(error))
         else:
-            honest.pauses_s.append(pause_s)
-            honest.seconds.append(time.monotonic() - began)
-            if text == right[prompt]:
-                honest.exact += 1
-            else:
-                honest.wrong.append({"prompt": prompt, "text": text, "right": right[prompt]})
+            honest.count(difference, pause_s, time.monotonic() - began)
         if time.monotonic() >= until:
             return
 
@@ -104,53 +123,25 @@ async def poison_until(
 
 
 async def under_poison(server: ServerProcess, roles: list[str], seconds: float) -> dict[str, Any]:
-    limits = httpx.Limits(max_connections=None)
     honest, tally = Honest(), Poison()
-    async with httpx.AsyncClient(base_url=server.url, timeout=590, limits=limits) as client:
-        texts = await asyncio.gather(
-            *(streamed(client, chat_body(prompt, TOKENS)) for prompt in PROMPTS)
-        )
-        right = {prompt: text for prompt, (text, _) in zip(PROMPTS, texts, strict=True)}
-        tell(f"{len(right)} texts are known; now the poison")
+    async with exact_streams(server, TOKENS, timeout_s=590) as streams:
+        tell(f"{len(PROMPTS)} texts are known; now the poison")
         until = time.monotonic() + seconds
-        asking = [ask(client, prompt, right, honest, until) for prompt in PROMPTS]
+        asking = [ask_until(streams, prompt, until, honest) for prompt in PROMPTS]
         marks = itertools.cycle(crash_mark.mark(role) for role in roles)
-        await asyncio.gather(*asking, poison_until(client, marks, until, tally))
-    whole = await asyncio.to_thread(
-        server.wait_until, lambda: _whole(server) or None, "whole again", 120
-    )
-    summary = {
-        "seconds": seconds,
-        "roles_that_crash": roles,
-        "honest_streams_at_a_time": STREAMS,
-        "honest_sent": honest.sent,
-        "honest_exact": honest.exact,
-        "honest_wrong": len(honest.wrong),
-        "honest_failed": len(honest.failed),
-        "honest_seconds": percentiles(honest.seconds),
-        "honest_longest_pause_s": percentiles(honest.pauses_s),
-        "poison_sent": tally.sent,
-        "poison_ends": {end: tally.ends.count(end) for end in sorted(set(tally.ends))},
-        "poison_seconds": percentiles(tally.seconds),
-        **deaths(server.log),
-        "whole_at_the_end": whole,
-        "restarts": {w["name"]: w["restarts"] for w in server.get("/health")[1]["workers"]},
-    }
+        await asyncio.gather(*asking, poison_until(streams.client, marks, until, tally))
+    summary = {"seconds": seconds, "roles_that_crash": roles}
+    summary |= honest.summary() | tally.summary() | await recovered(server) | deaths(server.log)
     details = {"wrong_answers": honest.wrong, "failed": honest.failed}
     return {"summary": summary, **details, "pauses_s": honest.pauses_s}
 
 
 def deaths(log: Path) -> dict[str, Any]:
-    """Return what the server's log says of deaths."""
+    """Count engine deaths and given-up workers in the server's log."""
     lines = log.read_text().splitlines()
     died = [found[1] for line in lines if (found := _DEATH.search(line))]
     given_up = sum("given up after" in line for line in lines)
     return {"engine_deaths": len(died), "workers_given_up": given_up}
-
-
-def _whole(server: ServerProcess) -> bool:
-    health = server.get("/health")[1]
-    return bool(health and health["status"] == "ready" and health["inflight"] == 0)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

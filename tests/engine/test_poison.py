@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.asking import CHAT, chat_body
 from benchmarks.crash_mark import CrashingServer, mark
-from benchmarks.soak import FLOAT32, streamed
+from benchmarks.exact_streams import FLOAT32, streamed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
