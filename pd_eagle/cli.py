@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pd_eagle.errors import PdEagleError, SettingsError
 from pd_eagle.plan import advice, config, deployment, devices, doctor, engine_args, placement
+from pd_eagle.plan.setting_groups import GROUPS, TABLE
 from pd_eagle.version import VERSION
 
 if TYPE_CHECKING:
@@ -179,12 +180,14 @@ def _seconds(text: str) -> float:
 
 
 def settings_help() -> str:
-    """Return one paragraph for each setting: variable, default, wanted form and meaning."""
+    """Return the settings in their groups: variable, default, meaning, accepted values, alias."""
     lines = ["settings:"]
-    for row in config.TABLE:
-        lines.append(f"  {row.variable}  (default: {row.shown_default})")
-        meaning = f"{row.doc} Wanted: {row.form.wanted}."
-        lines += textwrap.wrap(meaning, 88, initial_indent="      ", subsequent_indent="      ")
+    for title, group in GROUPS.items():
+        lines += ["", f"{title}: {group.__doc__}"]
+        for row in (row for row in TABLE if row.group == title):
+            lines.append(f"  {row.variable}  (default: {row.shown_default})")
+            text = f"{row.doc} Wanted: {row.form.wanted}.{row.alias_note}"
+            lines += textwrap.wrap(text, 88, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def new_event_loop(name: str, *, may_be_forked: bool = False) -> asyncio.AbstractEventLoop:
-    """Return a loop by EVENT_LOOP: auto takes uvloop, which costs less a message, if installed.
+    """Return a loop by PD_EVENT_LOOP: auto takes uvloop, which costs less a message, if installed.
 
     Not where the process `may_be_forked`: uvloop does not tell which files a child must close.
     """

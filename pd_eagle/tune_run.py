@@ -19,6 +19,7 @@ from pd_eagle import tune
 from pd_eagle.errors import PdEagleError, PlanRefused, SettingsError
 from pd_eagle.pd_engine import PDEngine
 from pd_eagle.plan import config, deployment, devices, engine_args, models
+from pd_eagle.plan.setting_groups import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -194,8 +195,7 @@ def _try_out(
 
 def _keywords(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the settings among variables as keyword arguments; an empty variable is unset."""
-    names = [row.variable for row in config.TABLE]
-    return {name.lower(): environ[name] for name in names if environ.get(name)}
+    return {row.field: environ[name] for row in TABLE for name in row.names if environ.get(name)}
 
 
 class _Load:

@@ -19,7 +19,8 @@ import uvloop
 from blockbuster import blockbuster_ctx
 
 from pd_eagle.errors import PdEagleError
-from pd_eagle.plan import config, devices
+from pd_eagle.plan import devices
+from pd_eagle.plan.setting_groups import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -46,8 +47,8 @@ hypothesis.settings.load_profile("pd_eagle")
 
 def pytest_configure() -> None:
     # Whoever runs the tests may serve something himself.
-    for row in config.TABLE:
-        os.environ.pop(row.variable, None)
+    for name in (name for row in TABLE for name in row.names):
+        os.environ.pop(name, None)
     # Without bytecode every child process takes seconds more.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

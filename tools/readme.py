@@ -1,4 +1,4 @@
-"""Writes the README's table of settings and its words on GPUs; does not know the other chapters.
+"""Writes the README's tables of settings and its words on GPUs; does not know the other chapters.
 
 `python -m tools.readme` writes it in place; a test fails when the two differ.
 """
@@ -11,22 +11,31 @@ from typing import TYPE_CHECKING
 
 from benchmarks.gpu import page
 from pd_eagle.plan import value_types
-from pd_eagle.plan.config import TABLE
+from pd_eagle.plan.setting_groups import GROUPS, TABLE
 
 if TYPE_CHECKING:
-    from pd_eagle.plan.config import Setting
+    from pd_eagle.plan.setting import Setting
 
 README = Path(__file__).parent.parent / "README.md"
 
 
 def settings_table() -> str:
-    """Return one row for each setting: variable, default, meaning and wanted form."""
-    rows = [f"| `{r.variable}` | {_cell(r.shown_default)} | {_cell(_meaning(r))} |" for r in TABLE]
-    return "\n".join(["| variable | default | |", "|---|---|---|", *rows, ""])
+    """Return a table for each group: variable, default, meaning, accepted values and alias."""
+    return "\n".join(_group_table(title, group) for title, group in GROUPS.items())
+
+
+def _group_table(title: str, group: type) -> str:
+    rows = [
+        f"| `{row.variable}` | {_cell(row.shown_default)} | {_cell(_meaning(row))} |"
+        for row in TABLE
+        if row.group == title
+    ]
+    head = [f"**{title}**: {group.__doc__}", "", "| variable | default | |", "|---|---|---|"]
+    return "\n".join([*head, *rows, ""])
 
 
 def with_settings(text: str) -> str:
-    """Return the README with its table of settings made new. Raises `ValueError` without marks."""
+    """Return the README with its tables of settings updated. Raises `ValueError` without marks."""
     return _between("settings", settings_table(), text)
 
 
@@ -44,7 +53,8 @@ def _between(mark: str, wanted: str, text: str) -> str:
 
 
 def _meaning(row: Setting) -> str:
-    return row.doc if row.form is value_types.TEXT else f"{row.doc} Wanted: {row.form.wanted}."
+    wanted = "" if row.form is value_types.TEXT else f" Wanted: {row.form.wanted}."
+    return row.doc + wanted + row.alias_note
 
 
 def _cell(text: str) -> str:

@@ -246,7 +246,7 @@ def _check_samples(fields: Mapping[str, Any], places: int) -> int:
     if total > places:
         raise InvalidRequest(
             f"{prompts} prompts with n={samples or 1}: wanted at most {places} answers in one "
-            "request, as many as may run and wait here (MAX_INFLIGHT, MAX_QUEUE)"
+            "request, as many as may run and wait here (PD_MAX_INFLIGHT, PD_MAX_QUEUE)"
         )
     return total
 

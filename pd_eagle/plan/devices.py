@@ -82,18 +82,20 @@ class Inventory:
 
 
 def discover(device_setting: str, environ_cuda_visible: str | None, nvml: Any = None) -> Inventory:
-    """Return what the setting DEVICE means here, given the value of CUDA_VISIBLE_DEVICES.
+    """Return what the setting PD_DEVICE means here, given the value of CUDA_VISIBLE_DEVICES.
 
     `nvml` stands in for pynvml, and is asked in this process. Raises PlanRefused when GPUs were
     asked for and there are none, or when those that are visible are slices of a GPU (MIG).
     """
     if device_setting == "cpu":
-        return Inventory("cpu", (), "DEVICE=cpu")
+        return Inventory("cpu", (), "PD_DEVICE=cpu")
     found = nvml_reader.read(nvml) if nvml is not None else _ask_nvml()
     gpus = found if isinstance(found, str) else _visible(found, environ_cuda_visible)
     if isinstance(gpus, str):
         if device_setting == "cuda":
-            raise PlanRefused(f"DEVICE='cuda': {gpus}; wanted a visible NVIDIA GPU, or DEVICE=cpu")
+            raise PlanRefused(
+                f"PD_DEVICE='cuda': {gpus}; wanted a visible NVIDIA GPU, or PD_DEVICE=cpu"
+            )
         return Inventory("cpu", (), gpus)
     devices = tuple(
         Device(index, gpu.name, gpu.uuid, gpu.memory_bytes, gpu.capability)

@@ -39,7 +39,7 @@ _SPLIT = "set TP_SIZE, PREFILL_TP or DECODE_TP"
 _OURS = {
     "model_path": "set MODEL_PATH",
     "model": "set MODEL_PATH",
-    "device": "set DEVICE",
+    "device": "set PD_DEVICE",
     "tp_size": _SPLIT,
     "tp": _SPLIT,
     "pp_size": _OF_THE_PLAN,
@@ -69,7 +69,7 @@ _OURS = {
     "tool_call_parser": "set TOOL_CALL_PARSER",
     "reasoning_parser": "set REASONING_PARSER",
     "log_level": "set LOG_LEVEL",
-    "api_key": "set API_KEY",
+    "api_key": "set PD_API_KEY",
     "host": "set PD_HOST",
     "port": "set HATHORA_DEFAULT_PORT",
     "incremental_streaming_output": "the front reads increments",

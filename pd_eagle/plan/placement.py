@@ -270,7 +270,7 @@ def _automatic(why: str, inventory: Inventory, load: Load) -> Plan:
     if gpus < 2:
         raise PlanRefused(
             "PD needs two GPUs, one for each role, and 1 is visible: wanted PD_MODE=off, or"
-            " DEVICE=cpu to see PD work without"
+            " PD_DEVICE=cpu to see PD work without"
         )
     documented = DOCUMENTED.get(gpus)
     problem = _split_obstacle(documented, inventory, load) if documented else None

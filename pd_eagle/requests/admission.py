@@ -70,7 +70,7 @@ class Admission:
         self.refused["queue_full"] += 1
         return Overloaded(
             f"{self.inflight} requests run and {self._queued} wait: no more are taken "
-            "(MAX_INFLIGHT, MAX_QUEUE)"
+            "(PD_MAX_INFLIGHT, PD_MAX_QUEUE)"
         )
 
     def admit_client(self, client: str) -> None:
@@ -83,7 +83,7 @@ class Admission:
             self.refused["client_limit"] += 1
             raise TooManyRequests(
                 f"{client} has {self._clients[client]} requests open: wanted at most {limit} "
-                "(MAX_INFLIGHT_PER_CLIENT)"
+                "(PD_MAX_INFLIGHT_PER_CLIENT)"
             )
         self._clients[client] += 1
 

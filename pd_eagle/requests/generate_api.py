@@ -172,7 +172,7 @@ class GenerateApi:
         if self._patient is None and total > self.service.places:
             raise InvalidRequest(
                 f"{total} answers in one request: wanted at most {self.service.places}, as many as "
-                "may run and wait here (MAX_INFLIGHT, MAX_QUEUE)"
+                "may run and wait here (PD_MAX_INFLIGHT, PD_MAX_QUEUE)"
             )
         return total
 

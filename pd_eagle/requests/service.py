@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 Status = Literal["starting", "ready", "degraded", "draining", "failed"]
 
-#: KV tokens that stand for one request where MAX_INFLIGHT is unset.
+#: KV tokens that stand for one request where PD_MAX_INFLIGHT is unset.
 _TOKENS_PER_REQUEST = 256
 #: How often a request that must have a worker for itself asks whether it is empty.
 _EMPTY_POLL_S = 0.1
@@ -88,7 +88,7 @@ class ServicePolicy:
 
 @dataclass(slots=True)
 class _Tried:
-    """Which pairs have failed one request: `counted` are those that RETRY_LIMIT is about."""
+    """Which pairs have failed one request: `counted` are those that PD_RETRY_LIMIT is about."""
 
     counted: list[str] = field(default_factory=list)
     last: tuple[str, ...] = ()
@@ -452,14 +452,14 @@ class Service:
             raise EngineCrashed(f"the request crashed an engine that had no other: {words}")
         why = why_not_resume(request) if progress.begun else None
         if progress.begun and not self._policy.resume:
-            why = "RESUME is off"
+            why = "PD_RESUME is off"
         if self.status == "draining":
             why = "the service is stopping"
         if not self._policy.retry_limit:
-            why = "RETRY_LIMIT is 0"
+            why = "PD_RETRY_LIMIT is 0"
         elif len(tried.counted) > self._policy.retry_limit:
             names = ", ".join(tried.counted)
-            why = f"{len(tried.counted)} pairs were tried: {names} (RETRY_LIMIT)"
+            why = f"{len(tried.counted)} pairs were tried: {names} (PD_RETRY_LIMIT)"
         if why:
             logger.warning("request %s fails: %s; %s", request.rid, error, why)
             raise type(error)(f"{error}; not tried elsewhere: {why}")

@@ -12,7 +12,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from pd_eagle.errors import StartFailed
-from pd_eagle.plan.config import DEFAULT_BOOTSTRAP_PORT
+from pd_eagle.plan.engine_settings import DEFAULT_BOOTSTRAP_PORT
 from pd_eagle.workers.fork_safety import private_socket
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 
 from pd_eagle import cli, demo
 from pd_eagle.plan import doctor
-from pd_eagle.plan.config import TABLE
 from pd_eagle.plan.known_models import CONFIGS, EMBEDDED
+from pd_eagle.plan.setting_groups import TABLE
 from pd_eagle.version import VERSION
 
 if TYPE_CHECKING:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pd_eagle.errors import SettingsError
-from pd_eagle.plan.config import DEFAULT_MODEL, TABLE, Settings, max_draft_tokens
+from pd_eagle.plan.config import Settings
+from pd_eagle.plan.engine_settings import DEFAULT_MODEL
+from pd_eagle.plan.setting_checks import max_draft_tokens
+from pd_eagle.plan.setting_groups import GROUPS, TABLE
+
+if TYPE_CHECKING:
+    from pd_eagle.plan.setting import Setting
 
 DEFAULTS: dict[str, Any] = {
     "PD_HOST": "127.0.0.1",
@@ -19,9 +25,9 @@ DEFAULTS: dict[str, Any] = {
     "HATHORA_REGION": None,
     "MODEL_PATH": None,
     "SERVED_MODEL_NAME": None,
-    "API_KEY": None,
+    "PD_API_KEY": None,
     "LOG_LEVEL": "INFO",
-    "DEVICE": "auto",
+    "PD_DEVICE": "auto",
     "CONTEXT_LENGTH": None,
     "MEM_FRACTION_STATIC": None,
     "TOOL_CALL_PARSER": None,
@@ -46,29 +52,29 @@ DEFAULTS: dict[str, Any] = {
     "SPECULATIVE_ADAPTIVE": False,
     "SPECULATIVE_ADAPTIVE_CONFIG": None,
     "SPECULATIVE_ATTENTION_MODE": "prefill",
-    "MAX_INFLIGHT": None,
-    "MAX_QUEUE": None,
-    "MAX_INFLIGHT_PER_CLIENT": None,
+    "PD_MAX_INFLIGHT": None,
+    "PD_MAX_QUEUE": None,
+    "PD_MAX_INFLIGHT_PER_CLIENT": None,
     "PREFILL_WINDOW_TOKENS": None,
     "QUEUE_TIMEOUT_S": 30.0,
     "REQUEST_TIMEOUT_S": 600.0,
     "DRAIN_TIMEOUT_S": 30.0,
-    "EVENT_LOOP": "auto",
+    "PD_EVENT_LOOP": "auto",
     "HEADERS_TIMEOUT_S": 30.0,
     "MAX_HEADERS_BYTES": 64 * 1024,
     "MAX_BODY_MEMORY_BYTES": 2**30,
     "BODY_TIMEOUT_S": 60.0,
     "WRITE_TIMEOUT_S": 120.0,
     "KEEP_ALIVE_S": 120.0,
-    "RETRY_LIMIT": 3,
-    "RESTART_LIMIT": 5,
+    "PD_RETRY_LIMIT": 3,
+    "PD_RESTART_LIMIT": 5,
     "START_TIMEOUT_S": 1800.0,
     "FAILED_EXIT_S": 300.0,
     "HANG_TIMEOUT_S": 30.0,
     "CANARY_INTERVAL_S": 30.0,
     "SSE_KEEP_ALIVE_S": 15.0,
     "FORK_WORKERS": True,
-    "RESUME": True,
+    "PD_RESUME": True,
     "CPU_THREADS": 1,
     "CPU_UNTESTED_MODELS": False,
     "OTEL_EXPORTER_OTLP_ENDPOINT": None,
@@ -84,11 +90,11 @@ READ: list[tuple[str, str, Any]] = [
     ("HATHORA_DEFAULT_PORT", "0", 0),
     ("HATHORA_DEFAULT_PORT", " 65535 ", 65535),
     ("HATHORA_REGION", "seattle", "seattle"),
-    ("API_KEY", "from-a-file\n", "from-a-file"),
-    ("API_KEY", "one, zwei-\u00fc ,three", "one,zwei-\u00fc,three"),
+    ("PD_API_KEY", "from-a-file\n", "from-a-file"),
+    ("PD_API_KEY", "one, zwei-\u00fc ,three", "one,zwei-\u00fc,three"),
     ("MODEL_PATH", " /models/m ", "/models/m"),
     ("LOG_LEVEL", "debug", "DEBUG"),
-    ("DEVICE", "CPU", "cpu"),
+    ("PD_DEVICE", "CPU", "cpu"),
     ("PD_MODE", "On", "on"),
     ("ENABLE_PD_DEFAULTS", "FALSE", False),
     ("ENABLE_PD_DEFAULTS", "0", False),
@@ -101,15 +107,24 @@ READ: list[tuple[str, str, Any]] = [
     ("DISAGG_TRANSFER_BACKEND", "NIXL", "nixl"),
     ("SPECULATIVE_ALGORITHM", "eagle3", "EAGLE3"),
     ("SPECULATIVE_EAGLE_TOPK", "16", 16),
-    ("MAX_QUEUE", "0", 0),
+    ("PD_MAX_QUEUE", "0", 0),
     ("DRAIN_TIMEOUT_S", "0", 0.0),
     ("QUEUE_TIMEOUT_S", "2.5", 2.5),
     ("SSE_KEEP_ALIVE_S", "0", 0.0),
     ("FORK_WORKERS", "off", False),
-    ("RESUME", "off", False),
+    ("PD_RESUME", "off", False),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318", "http://collector:4318"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", "http://collector:4318"),
     ("ENGINE_ARGS", '{"dtype": "float32"}', {"dtype": "float32"}),
+]
+
+# What is set by either name of each setting that has an alias.
+SET = [
+    *(row for row in READ if row[0] in ("PD_DEVICE", "PD_MAX_QUEUE", "PD_RESUME")),
+    ("PD_API_KEY", "one,two", "one,two"),
+    ("PD_EVENT_LOOP", "asyncio", "asyncio"),
+    *((f"PD_{name}", "7", 7) for name in ("MAX_INFLIGHT", "MAX_INFLIGHT_PER_CLIENT")),
+    *((f"PD_{name}", "7", 7) for name in ("RETRY_LIMIT", "RESTART_LIMIT")),
 ]
 
 WHOLE_1 = "a whole number ≥ 1"
@@ -133,14 +148,14 @@ BAD: list[tuple[str, str, str]] = [
     ("HATHORA_REGION", "a\nb", TEXT),
     ("MODEL_PATH", " ", PATH),
     ("SERVED_MODEL_NAME", "\t", TEXT),
-    ("API_KEY", " ", KEYS),
-    ("API_KEY", "", KEYS),
-    ("API_KEY", ",", KEYS),
-    ("API_KEY", "one,,two", KEYS),
-    ("API_KEY", "one, ", KEYS),
-    ("API_KEY", "one two", KEYS),
+    ("PD_API_KEY", " ", KEYS),
+    ("PD_API_KEY", "", KEYS),
+    ("PD_API_KEY", ",", KEYS),
+    ("PD_API_KEY", "one,,two", KEYS),
+    ("PD_API_KEY", "one, ", KEYS),
+    ("PD_API_KEY", "one two", KEYS),
     ("LOG_LEVEL", "LOUD", "one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
-    ("DEVICE", "gpu", "one of auto, cuda, cpu"),
+    ("PD_DEVICE", "gpu", "one of auto, cuda, cpu"),
     ("CONTEXT_LENGTH", "0", WHOLE_1),
     ("CONTEXT_LENGTH", "32k", WHOLE_1),
     ("MEM_FRACTION_STATIC", "1", "a number between 0 and 1, neither of them"),
@@ -170,13 +185,13 @@ BAD: list[tuple[str, str, str]] = [
     ("SPECULATIVE_NUM_DRAFT_TOKENS", "1", "a whole number ≥ 2"),
     ("SPECULATIVE_TOKEN_MAP", " ", "the path of a file"),
     ("SPECULATIVE_ATTENTION_MODE", "both", "one of prefill, decode"),
-    ("MAX_INFLIGHT", "0", WHOLE_1),
-    ("MAX_QUEUE", "-1", "a whole number ≥ 0"),
-    ("MAX_INFLIGHT_PER_CLIENT", "0", WHOLE_1),
+    ("PD_MAX_INFLIGHT", "0", WHOLE_1),
+    ("PD_MAX_QUEUE", "-1", "a whole number ≥ 0"),
+    ("PD_MAX_INFLIGHT_PER_CLIENT", "0", WHOLE_1),
     ("QUEUE_TIMEOUT_S", "0", SPAN),
     ("REQUEST_TIMEOUT_S", "inf", SPAN),
     ("REQUEST_TIMEOUT_S", "10m", SPAN),
-    ("EVENT_LOOP", "trio", "one of auto, uvloop, asyncio"),
+    ("PD_EVENT_LOOP", "trio", "one of auto, uvloop, asyncio"),
     ("HEADERS_TIMEOUT_S", "0", "a number of seconds > 0"),
     ("MAX_BODY_MEMORY_BYTES", "1", "a whole number ≥ 16777216"),
     ("MAX_HEADERS_BYTES", "0", "a whole number ≥ 1024"),
@@ -187,15 +202,15 @@ BAD: list[tuple[str, str, str]] = [
     ("DRAIN_TIMEOUT_S", "nan", "a number of seconds ≥ 0"),
     ("SPECULATIVE_ADAPTIVE", "maybe", "true or false"),
     ("SPECULATIVE_ADAPTIVE_CONFIG", " ", PATH),
-    ("RETRY_LIMIT", "-1", "a whole number ≥ 0"),
-    ("RESTART_LIMIT", "many", "a whole number ≥ 0"),
+    ("PD_RETRY_LIMIT", "-1", "a whole number ≥ 0"),
+    ("PD_RESTART_LIMIT", "many", "a whole number ≥ 0"),
     ("START_TIMEOUT_S", "0", SPAN),
     ("FAILED_EXIT_S", "-1", SPAN),
     ("HANG_TIMEOUT_S", "0", SPAN),
     ("CANARY_INTERVAL_S", "never", SPAN),
     ("SSE_KEEP_ALIVE_S", "-1", "a number of seconds ≥ 0"),
     ("FORK_WORKERS", "2", "true or false"),
-    ("RESUME", "2", "true or false"),
+    ("PD_RESUME", "2", "true or false"),
     ("CPU_THREADS", "0", WHOLE_1),
     ("CPU_UNTESTED_MODELS", "maybe", "true or false"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://collector:4318", URL),
@@ -253,7 +268,7 @@ def test_every_variable_has_a_bad_value_here() -> None:
 
 @pytest.mark.parametrize(("variable", "text", "wanted"), BAD)
 def test_a_bad_value_is_named_with_what_was_wanted(variable: str, text: str, wanted: str) -> None:
-    shown = "'***'" if variable == "API_KEY" else repr(text)
+    shown = "'***'" if variable == "PD_API_KEY" else repr(text)
     assert refusal({variable: text}) == f"{variable}={shown}: wanted {wanted}"
 
 
@@ -262,6 +277,69 @@ def test_a_bad_keyword_is_named_as_it_was_given(variable: str, text: str, wanted
     with pytest.raises(SettingsError, match=f"^{variable.lower()}=") as caught:
         Settings.from_kwargs(**{variable.lower(): text})
     assert caught.value.message.endswith(f": wanted {wanted}")
+
+
+ALIASED = [row for row in TABLE if row.alias]
+
+
+def test_names_that_any_program_may_use_have_a_prefix() -> None:
+    assert {row.alias for row in ALIASED} == {
+        *("API_KEY", "DEVICE", "EVENT_LOOP", "MAX_INFLIGHT", "MAX_INFLIGHT_PER_CLIENT"),
+        *("MAX_QUEUE", "RESTART_LIMIT", "RESUME", "RETRY_LIMIT"),
+    }
+    assert all(row.variable == f"PD_{row.alias}" for row in ALIASED)
+
+
+@pytest.mark.parametrize("row", ALIASED, ids=lambda row: row.field)
+def test_an_alias_is_read_without_a_word(row: Setting) -> None:
+    (text,) = {text for name, text, _ in SET if name == row.variable}
+    by_alias = Settings.from_env({row.names[1]: text})
+    assert by_alias == Settings.from_env({row.variable: text})
+    assert by_alias == Settings.from_env({row.variable: text, row.names[1]: text})
+    assert by_alias == Settings.from_kwargs(**{row.field: text})
+    assert by_alias == Settings.from_kwargs(**{row.variable.lower(): text})
+    assert by_alias != Settings.from_env({})
+    assert by_alias.warnings == ()
+
+
+@pytest.mark.parametrize("row", ALIASED, ids=lambda row: row.field)
+def test_a_bad_value_of_an_alias_is_told_by_its_name(row: Setting) -> None:
+    bad = next(text for name, text, _ in BAD if name == row.variable)
+    assert refusal({row.names[1]: bad}) == row.problem(row.names[1], bad)
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"PD_DEVICE": "cuda", "DEVICE": "cpu"}, "PD_DEVICE='cuda' and DEVICE='cpu'"),
+        ({"PD_MAX_QUEUE": "0", "MAX_QUEUE": "1"}, "PD_MAX_QUEUE='0' and MAX_QUEUE='1'"),
+        ({"PD_API_KEY": "one", "API_KEY": "two"}, "PD_API_KEY='***' and API_KEY='***'"),
+    ],
+)
+def test_a_setting_and_its_alias_that_differ(environ: dict[str, str], told: str) -> None:
+    assert refusal(environ) == f"{told}: wanted one of the two, or the same value in both"
+
+
+def test_a_setting_and_its_alias_are_compared_by_value() -> None:
+    same = Settings.from_env({"PD_RESUME": "off", "RESUME": "FALSE"})
+    assert same == Settings.from_kwargs(resume=False)
+    assert Settings.from_env({"PD_DEVICE": "", "DEVICE": "cpu"}).device == "cpu"
+
+
+def test_an_empty_key_is_an_error_beside_its_alias() -> None:
+    assert refusal({"PD_API_KEY": "one", "API_KEY": ""}) == f"API_KEY='***': wanted {KEYS}"
+
+
+def test_a_keyword_and_its_variables_name_that_differ() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_kwargs(host="127.0.0.1", pd_host="0.0.0.0")
+    assert caught.value.message.startswith("host='127.0.0.1' and pd_host='0.0.0.0': wanted one of")
+
+
+def test_every_setting_stands_in_a_group() -> None:
+    assert len(TABLE) == len({row.field for row in TABLE}) == len(DEFAULTS)
+    assert list(dict.fromkeys(row.group for row in TABLE)) == list(GROUPS)
+    assert len({name for row in TABLE for name in row.names}) == len(TABLE) + len(ALIASED)
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
@@ -488,12 +566,12 @@ def test_an_unknown_keyword_points_to_engine_args(name: str, told: str) -> None:
 
 
 def test_secrets_are_never_shown() -> None:
-    settings = Settings.from_env({"API_KEY": "s3cret"})
+    settings = Settings.from_env({"PD_API_KEY": "s3cret"})
     assert settings.api_key == "s3cret"
     assert "s3cret" not in repr(settings)
     assert "api_key='***'" in repr(settings)
     assert "api_key=None" in repr(Settings.from_env({}))
-    assert "s3cret" not in refusal({"API_KEY": "s3cret\x00"})
+    assert "s3cret" not in refusal({"PD_API_KEY": "s3cret\x00"})
 
 
 def test_settings_cannot_be_changed() -> None:

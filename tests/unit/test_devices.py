@@ -162,7 +162,7 @@ def test_no_gpu_is_the_cpu_or_a_refusal(nvml: ScriptedNvml, reason: str) -> None
     with pytest.raises(PlanRefused) as caught:
         discover("cuda", None, nvml)
     assert caught.value.message == (
-        f"DEVICE='cuda': {reason}; wanted a visible NVIDIA GPU, or DEVICE=cpu"
+        f"PD_DEVICE='cuda': {reason}; wanted a visible NVIDIA GPU, or PD_DEVICE=cpu"
     )
     assert nvml.open == 0
 
@@ -240,7 +240,7 @@ def test_the_process_that_asks_prints_what_can_be_read(
 
 def test_the_cpu_when_asked_for_looks_at_no_gpu() -> None:
     nvml = ScriptedNvml(init="must not be asked")
-    assert discover("cpu", None, nvml) == Inventory("cpu", (), "DEVICE=cpu")
+    assert discover("cpu", None, nvml) == Inventory("cpu", (), "PD_DEVICE=cpu")
 
 
 def test_a_gpu_split_by_mig_is_refused_unless_hidden() -> None:

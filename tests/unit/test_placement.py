@@ -198,7 +198,7 @@ REFUSED: list[tuple[str, ModelShape, dict[str, Any], str]] = [
         QWEN,
         {"pd_mode": "on"},
         "PD needs two GPUs, one for each role, and 1 is visible: wanted PD_MODE=off, or"
-        " DEVICE=cpu to see PD work without",
+        " PD_DEVICE=cpu to see PD work without",
     ),
     (
         "8xH100",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pd_eagle.errors import StartFailed
-from pd_eagle.plan.config import DEFAULT_BOOTSTRAP_PORT
+from pd_eagle.plan.engine_settings import DEFAULT_BOOTSTRAP_PORT
 from pd_eagle.workers.ports import BootstrapPorts
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from pd_eagle import serve
 from pd_eagle.http.app import make_app
-from pd_eagle.plan import config
+from pd_eagle.plan.setting_groups import TABLE
 from tools.readme import README, with_gpus, with_settings
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_json_parses(block: str) -> None:
 
 def test_every_variable_in_an_example_is_a_setting() -> None:
     named = {name for block in blocks("sh") for name in re.findall(r"\b([A-Z_]{4,})=", block)}
-    assert named - {"ARGS", "GPUS", "PYTHON"} <= {row.variable for row in config.TABLE}
+    assert named - {"ARGS", "GPUS", "PYTHON"} <= {row.variable for row in TABLE}
 
 
 def test_every_make_command_is_a_target() -> None:
