@@ -30,7 +30,7 @@ from tests.asgi import Exchange
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
 
-    from pd_eagle.http.app import Front
+    from pd_eagle.http.app import FrontProtocol
     from pd_eagle.http.openai_api import OpenAIApi
     from pd_eagle.messages import Request
     from pd_eagle.requests.service import Service
@@ -85,7 +85,7 @@ class _Front:
     def __init__(self, openai: OpenAIApi) -> None:
         self.openai = openai
 
-    def door(self, client: str) -> nullcontext[None]:
+    def admit(self, client: str) -> nullcontext[None]:
         return nullcontext()
 
 
@@ -144,7 +144,7 @@ def _app() -> Any:
     model = str(demo.model_dir())
     engine_args = {"model_path": model, "device": "cpu", "context_length": CONTEXT}
     openai = OpenAIApi(cast("Service", AnsweringService()), engine_args)
-    app = make_app(cast("Front", _Front(openai)))
+    app = make_app(cast("FrontProtocol", _Front(openai)))
     gc_freezing.settle()  # as the server does
     return app
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
 
     from pd_eagle.errors import PdEagleError
-    from pd_eagle.http.openai_api import Endpoint
+    from pd_eagle.http.answers import Endpoint
     from pd_eagle.requests.service import Service
 
 

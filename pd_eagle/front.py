@@ -186,7 +186,7 @@ class Front:
         return self.service.failed_share(self.deployment.settings.failed_exit_s) >= 0.5
 
     @contextlib.contextmanager
-    def door(self, client: str) -> Iterator[None]:
+    def admit(self, client: str) -> Iterator[None]:
         """Let `client` have one more request open; raises before any work is put into it.
 
         Raises `Overloaded`, `TooManyRequests` or `NotServing`.

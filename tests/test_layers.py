@@ -42,18 +42,17 @@ DOORS: dict[str, set[str]] = {
     "tqdm": {"pd_engine"},
     "opentelemetry": {"requests.tracing"},
     "starlette": {
-        "http.app",
-        "http.pacing",
-        "http.keep_alive",
-        "http.openai_api",
-        "http.request_body",
+        *("http.app", "http.disconnect", "http.error_responses", "http.event_stream"),
+        *("http.keep_alive", "http.openai_api", "http.pacing", "http.request_body"),
     },
     # SGLang's OpenAI classes speak in these.
     "fastapi": {"http.openai_api"},
     "pydantic": {"http.openai_api"},
     "uvloop": {"loops"},
     "uvicorn": {"serve", "http.http_protocol"},
-    "orjson": {"http.app", "http.answers", "http.openai_api"},
+    "orjson": {
+        *("http.answers", "http.error_responses", "http.event_stream", "http.openai_api"),
+    },
     # The form of the values that cross a layer or a process.
     "msgspec": {
         "messages",

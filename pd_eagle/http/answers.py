@@ -1,7 +1,8 @@
-"""Whole answers as JSON, built by SGLang's serving classes; large ones in small steps.
+"""Builds responses that are not streamed with SGLang's serving classes; large ones in small steps.
 
-Pydantic keeps Python's lock while it dumps, and the collector while it walks what was built: a
-million log probabilities at once would be seconds for every other thread. It knows nothing of HTTP.
+Pydantic holds the GIL while it serializes, and so does the garbage collector while it traverses the
+result: a million log probabilities at once would block other threads for seconds. It knows nothing
+of HTTP.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ from typing import Any, Literal
 
 import orjson
 
+#: The OpenAI endpoint that a request came to.
 Endpoint = Literal["chat", "completion"]
 Results = list[dict[str, Any]]
 
-#: Answers up to here take a few milliseconds.
+#: Responses with up to so many values take a few milliseconds.
 _LARGE_VALUES = 1024
 _LOGPROBS = ("output_token_logprobs", "output_top_logprobs")
 _TOKENS_A_STEP = 16
 
 
 def is_large(results: Results) -> bool:
-    """Return whether an answer is to be built off the loop."""
+    """Tell whether a response takes too long to be built on the event loop."""
     size = 0
     for result in results:
         meta = result["meta_info"]
@@ -32,7 +34,7 @@ def is_large(results: Results) -> bool:
 
 
 def build(serving: Any, endpoint: Endpoint, request: Any, results: Results) -> bytes:
-    """Return the answer to `request` as SGLang's class `serving` (0.5.23) makes it."""
+    """Return the response to `request` as SGLang's class `serving` (0.5.23) builds it."""
     if request.logprobs and is_large(results):
         return (_large_chat if endpoint == "chat" else _large_completion)(serving, request, results)
     response = _response(serving, endpoint, request, results)

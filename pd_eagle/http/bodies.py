@@ -1,7 +1,7 @@
-"""The gate's rows for OpenAI's bodies: every field of SGLang's two request classes, and the wholes.
+"""Bounds on OpenAI request bodies: on every field of SGLang's two request classes, and in total.
 
 Checked on the JSON, before templates, tokenizing and anything whose cost grows with the request. It
-does not know how a body was read, or what SGLang makes of it.
+does not know how a body was read, or what SGLang does with it.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ if TYPE_CHECKING:
     from pd_eagle.messages import EngineInfo
 
 MAX_MESSAGES = 2**12
-#: Of all messages: pydantic tries each as six classes.
+#: Of all messages together: pydantic tries each part as six classes.
 MAX_PARTS = 2**10
-#: What a model that reads text can be given (SGLang 0.5.23, `ChatCompletionMessageContentPart`).
+#: Content parts that a text model takes (SGLang 0.5.23, `ChatCompletionMessageContentPart`).
 _PARTS = ("text", "thinking", "reasoning", "tool_reference")
-#: Of all answers to one request: beyond, building them would take seconds.
+#: Of all answers to one request; building more would take seconds.
 MAX_LOGPROBS = 2**17
-_USUAL_TOP_LOGPROBS = 20  # as OpenAI has it
+_USUAL_TOP_LOGPROBS = 20  # OpenAI's maximum
 _USUAL_TOKENS = 1024
-#: A definition is validated with jsonschema, for tenths of a millisecond a value, and rendered.
+#: Every definition is validated with jsonschema (about 0.1 ms a value) and rendered.
 MAX_TOOLS = 512
 MAX_TOOL_VALUES = 2**14
 MAX_TOOL_BYTES = 2**20
 
 _SMALL = Json(max_values=64, max_depth=4, max_bytes=2**13)
-#: Parameters of transformers' `apply_chat_template`, which SGLang gives itself.
+#: Parameters of transformers' `apply_chat_template` that SGLang passes itself.
 _TEMPLATE_ARGUMENTS = frozenset(
     (
         *("conversation", "messages", "tools", "chat_template", "add_generation_prompt"),
@@ -182,7 +182,7 @@ BODY: dict[str, Bound] = {
             *("no_stop_trim", "ignore_eos", "skip_special_tokens"),
         )
     },
-    # what is refused, or goes no further, in SGLang's own terms too
+    # refused or ignored here, as in SGLang's native API
     **{
         name: OPTIONS[name]
         for name in (
@@ -204,7 +204,7 @@ BODY: dict[str, Bound] = {
         ),
         Flag(),
     ),
-    # a router's, one for each prompt; not used
+    # set by a router, one for each prompt; not used
     **dict.fromkeys(
         ("bootstrap_host", "bootstrap_port", "bootstrap_room"),
         Json(max_values=MAX_SAMPLES + 1, max_depth=1, max_bytes=2**16),
@@ -214,10 +214,10 @@ BODY: dict[str, Bound] = {
 
 
 def check(fields: Mapping[str, Any], limits: EngineInfo, places: int) -> None:
-    """Raise `InvalidRequest` for a body of which no engine could get all, or of which it would die.
+    """Raise `InvalidRequest` for a body that is too large for an engine, or would crash it.
 
-    `places` is how many requests may run and wait at all. What is of another type than its field
-    is left to the request class, which says it better.
+    `places` is how many requests may run and wait in all. Values of a wrong type are left to the
+    request class, whose message is better.
     """
     for name, bound in BODY.items():
         if (value := fields.get(name)) is not None:

@@ -1,7 +1,7 @@
-"""uvicorn's HTTP/1.1 protocol with limits for clients that send slowly, too much, or not at all.
+"""uvicorn's HTTP/1.1 protocol with limits on clients that send slowly, too much, or nothing.
 
-Headers and bodies have a deadline, headers a size, and there are no more connections than
-descriptors: who has been idle longest makes room. It does not know what is asked.
+Headers and bodies have a timeout, headers a maximum size, and there are never more connections than
+file descriptors: a new one closes the one idle longest. It does not know the requests.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 if TYPE_CHECKING:
     import asyncio
 
-# The front's own, its log files, and what a plan's workers take: pipe, sockets and pidfds each.
+# File descriptors of the front itself, and of each worker: pipe, sockets, pidfds.
 _OWN_DESCRIPTORS = 32
 _DESCRIPTORS_A_WORKER = 12
 _FEWEST_CONNECTIONS = 4
 
 
 def raise_descriptor_limit() -> int:
-    """Take as many descriptors as this process may have; return how many."""
+    """Raise the soft limit of file descriptors to the hard one; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -30,14 +30,14 @@ def raise_descriptor_limit() -> int:
 
 
 def connections_for(descriptors: int, workers: int) -> int:
-    """Return how many connections there may be beside what the tree itself needs."""
+    """Return how many connections fit beside the descriptors that front and workers need."""
     own = _OWN_DESCRIPTORS + workers * _DESCRIPTORS_A_WORKER
     return max(_FEWEST_CONNECTIONS, descriptors - own)
 
 
 @dataclass(slots=True)
 class ClientLimits:
-    """`headers_s` is the longest time for a request's headers, `body_s` for its body."""
+    """`headers_s` is the timeout for a request's headers, `body_s` for its body."""
 
     headers_s: float
     body_s: float
@@ -47,7 +47,7 @@ class ClientLimits:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection; `limits` are those of all of them together."""
+    """One connection; all connections share `limits`."""
 
     def __init__(self, *args: Any, limits: ClientLimits, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""Keeps a stream of server-sent events alive while it has nothing to say: comments, no events.
+"""Sends SSE comments while a stream has no events, so that the connection stays open.
 
-Proxies and clients give up a connection on which nothing comes for long, such as while an engine
-that died comes back. It does not know what the stream carries.
+Proxies and clients close a connection on which nothing comes for long, e.g. while a dead worker
+restarts. It does not know what the stream carries.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from starlette.types import Message, Send
 
-#: A line that begins with a colon: readers of the format skip it (HTML standard, 9.2.6).
+#: A line that begins with a colon, which SSE clients ignore (HTML standard, 9.2.6).
 COMMENT: Message = {"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True}
 
 
 class KeepAlive:
     """Sends a comment by `send` before `interval_s` have passed in silence; 0 sends none.
 
-    Whoever sends an event counts it in `sent`. Nothing is sent after the end of the `with` block.
+    The sender of events counts them in `sent`. Nothing is sent after the end of the `with` block.
     """
 
     def __init__(self, send: Send, interval_s: float) -> None:
@@ -45,14 +45,14 @@ class KeepAlive:
         self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._tick)
 
     def _tick(self) -> None:
-        # One comment at a time: it waits where the client does not read.
+        # One comment at a time: sending blocks while the client does not read.
         if self.sent == self._sent_before and (self._comment is None or self._comment.done()):
-            self._comment = asyncio.ensure_future(self._say())
+            self._comment = asyncio.ensure_future(self._send_comment())
         self._sent_before = self.sent
         self._set_timer()
 
-    async def _say(self) -> None:
+    async def _send_comment(self) -> None:
         try:
             await self._send(COMMENT)
-        except OSError:  # the client is gone: the stream finds out for itself
+        except OSError:  # the client has disconnected, which the stream notices too
             return

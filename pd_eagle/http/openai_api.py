@@ -1,8 +1,8 @@
 """SGLang's own OpenAI serving classes over the service.
 
-Chat templates, tools, reasoning, grammar, logprobs, usage and the chunks are SGLang's; here is only
-the object they take for a tokenizer manager, and how a request goes through them. It knows nothing
-of routes or of status lines.
+Chat templates, tools, reasoning, grammar, logprobs, usage and chunks are SGLang's. This module has
+the object that they use as their tokenizer manager, and passes requests through them. It knows
+nothing of routes or status codes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import HTTPException
@@ -41,21 +41,20 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request as HttpRequest
 
+    from pd_eagle.http.answers import Endpoint
     from pd_eagle.plan.tool_parsers import ToolParser
     from pd_eagle.requests.service import Service
 
 logger = logging.getLogger(__name__)
 
-Endpoint = Literal["chat", "completion"]
-
-#: Bodies up to here are read on the loop, in a millisecond or so.
+#: Smaller bodies are parsed on the event loop, in about a millisecond.
 _INLINE_BODY_BYTES = 2**13
-#: Larger ones are read and rendered one after the other.
+#: Larger ones are parsed and rendered one at a time, in a thread of their own.
 _LARGE_BODY_BYTES = 2**18
-#: orjson and pydantic keep Python's lock: a tenth of a microsecond or so a value.
-_MOST_VALUES = 2**18  # of which an object is 8, a text 2
+#: orjson and pydantic hold the GIL, for about 0.1 µs a value.
+_MOST_VALUES = 2**18  # an object counts as 8, a string as 2
 _PROBLEMS_SHOWN = 8
-#: Pydantic makes all of them at once.
+#: Pydantic builds the whole list of problems at once.
 _PROBLEMS_READ = 2**11
 _LONGEST_MESSAGE = 4000
 
@@ -108,8 +107,8 @@ class OpenAIApi:
     async def _in_thread(self, http: HttpRequest, work: Callable[..., Any], *args: Any) -> Any:
         """Run `work` off the loop.
 
-        One at a time: threads that all want Python's lock keep it from the loop. Large requests
-        wait for each other, and small ones do not wait for them.
+        One at a time: several threads that compete for the GIL starve the event loop. Large
+        requests wait for each other; small ones do not wait for large ones.
         """
         threads = self._threads["large" if http.state.large else "small"]
         return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
@@ -125,7 +124,7 @@ class OpenAIApi:
             request = request_class.model_validate(fields)
         except ValidationError as error:
             raise InvalidRequest(_describe(error)) from error
-        except MISREAD as error:  # SGLang's validators, of what is not even the type they expect
+        except MISREAD as error:  # SGLang's validators, given a type that they do not expect
             raise InvalidRequest(said(error)) from error
         self._check(request)
         return request
@@ -143,7 +142,7 @@ class OpenAIApi:
                 raise InvalidRequest(f"{name}={value}: wanted at least 1")
 
     def _check_tools(self, request: Any) -> None:
-        """Refuse tools whose calls nobody would read: they would be sent as the answer's text."""
+        """Refuse tools for which no parser is known: their calls would be sent as text."""
         if self.tool_parser.name is not None or not isinstance(request, ChatCompletionRequest):
             return
         if request.tool_choice != "none" and self._serving["chat"]._effective_tools(request):
@@ -162,18 +161,18 @@ class OpenAIApi:
         """
         serving = self._serving[endpoint]
         adapted, processed = await self._convert(serving, request, http)
-        # SGLang (0.5.23) reads them for every chunk, and where pydantic keeps them they are found
-        # last, by a slow way: a tenth of a chunk's cost.
+        # SGLang (0.5.23) reads pydantic private attributes on every chunk; copying them into
+        # `__dict__` skips pydantic's slow `__getattr__`, a tenth of a chunk's cost.
         vars(processed).update(processed.__pydantic_private__ or {})
         make = "_generate_chat_stream" if endpoint == "chat" else "_generate_completion_stream"
         events: AsyncGenerator[str, None] = getattr(serving, make)(adapted, processed, http)
         return events
 
     async def answer(self, endpoint: Endpoint, request: Any, http: HttpRequest) -> bytes:
-        """Return the JSON of a whole answer."""
+        """Return the JSON of a response that is not streamed."""
         serving = self._serving[endpoint]
         adapted, processed = await self._convert(serving, request, http)
-        # SGLang's own way (0.5.23, `_handle_non_streaming_request`) builds on the loop.
+        # SGLang's `_handle_non_streaming_request` (0.5.23) builds it on the event loop.
         async with aclosing(self._facade.generate_request(adapted, http)) as found:
             results = await anext(found)
         results = results if isinstance(results, list) else [results]
@@ -187,7 +186,7 @@ class OpenAIApi:
 
     async def _convert(self, serving: Any, request: Any, http: HttpRequest) -> tuple[Any, Any]:
         try:
-            # Off the loop: tools are validated, a template is rendered, a prompt is tokenized.
+            # Off the loop: it validates tools, renders the template and tokenizes the prompt.
             converted: tuple[Any, Any] = await self._in_thread(
                 http, _validate_and_convert, serving, request, http
             )
@@ -221,7 +220,7 @@ class _TokenizerManager(GenerateApi):
         return getattr(self.server_args, name)
 
     def choose_tool_parser(self, templates: TemplateManager) -> ToolParser:
-        """Decide what reads tool calls, and say so. Raises `SettingsError` for an unknown name."""
+        """Choose the parser of tool calls; log it. Raises `SettingsError` for an unknown name."""
         asked = self.server_args.tool_call_parser
         known = FunctionCallParser.ToolCallParserEnum
         if asked not in (None, "auto", *known):
@@ -243,9 +242,9 @@ class _TokenizerManager(GenerateApi):
 
 
 def _count_rendered(tokenizer: Any, context_length: int) -> None:
-    """Make a chat template refuse to render what cannot fit, before SGLang (0.5.23) tokenizes it.
+    """Make the chat template refuse a prompt that is too long before SGLang (0.5.23) tokenizes it.
 
-    Not `encode`: SGLang tokenizes in parallel only where that is the tokenizer's own.
+    `encode` is not wrapped: SGLang tokenizes in parallel only with the tokenizer's own `encode`.
     """
     render = tokenizer.apply_chat_template
 
@@ -285,7 +284,7 @@ class _Completion(_RaisesErrors, OpenAIServingCompletion):  # type: ignore[misc]
 
 
 def _load(body: bytes, most_values: int) -> dict[str, Any]:
-    """Return the object in `body`, whose parsing must take milliseconds: no other thread runs."""
+    """Return the object in `body`. Parsing holds the GIL, so it is limited to milliseconds."""
     if len(body) > most_values and has_more_values(body, most_values):
         raise InvalidRequest(f"the body has more than {most_values} values: wanted at most that")
     try:
@@ -315,7 +314,7 @@ def _timeout_s(value: object, longest_s: float) -> float | None:
 
 
 def _describe(error: ValidationError) -> str:
-    """Return the first problems in words: of a long list each item may have several."""
+    """Return the first few problems as text: each item of a long list may have several."""
     if error.error_count() > _PROBLEMS_READ:
         return f"the body has {error.error_count()} problems: wanted fields as OpenAI has them"
     problems = []

@@ -1,7 +1,7 @@
-"""Requests take turns at the door, so that in a burst the loop comes round to everything else.
+"""Lets a few requests in per iteration of the event loop, so that a burst does not block the rest.
 
-A thousand that arrive together would all be read and refused in one turn of the loop, and whoever
-asks meanwhile whether the server lives would wait for that. It does not know what is asked.
+A thousand requests that arrive together would all be read and refused in one iteration, and a
+health check would wait for that. It does not know what the requests are.
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 
-class Turns:
-    """ASGI middleware: lets `a_turn` requests in with each turn of the loop, first come first.
+class Pacing:
+    """ASGI middleware: lets `per_iteration` requests in per iteration of the loop, in FIFO order.
 
-    Paths below one of `at_once` do not wait.
+    Paths that begin with `exempt` do not wait.
     """
 
-    def __init__(self, app: ASGIApp, a_turn: int, at_once: str) -> None:
+    def __init__(self, app: ASGIApp, per_iteration: int, exempt: str) -> None:
         self._app = app
-        self._a_turn = self._left = a_turn
-        self._at_once = at_once
+        self._per_iteration = self._left = per_iteration
+        self._exempt = exempt
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._turning = False
+        self._scheduled = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not scope["path"].startswith(self._at_once):
-            await self._turn()
+        if scope["type"] == "http" and not scope["path"].startswith(self._exempt):
+            await self._wait()
         await self._app(scope, receive, send)
 
-    async def _turn(self) -> None:
+    async def _wait(self) -> None:
         loop = asyncio.get_running_loop()
-        if not self._turning:
-            self._turning = True
+        if not self._scheduled:
+            self._scheduled = True
             loop.call_soon(self._next, loop)
         if self._left:
             self._left -= 1
             return
-        mine = loop.create_future()
-        self._waiting.append(mine)
-        await mine
+        admitted = loop.create_future()
+        self._waiting.append(admitted)
+        await admitted
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._left = self._a_turn
+        self._left = self._per_iteration
         while self._waiting and self._left:
-            waiting = self._waiting.popleft()
-            if not waiting.done():  # else its client is gone
-                waiting.set_result(None)
+            admitted = self._waiting.popleft()
+            if not admitted.done():  # else the request was cancelled
+                admitted.set_result(None)
                 self._left -= 1
-        self._turning = self._left < self._a_turn
-        if self._turning:
+        self._scheduled = self._left < self._per_iteration
+        if self._scheduled:
             loop.call_soon(self._next, loop)

@@ -1,6 +1,6 @@
-"""Reads the bodies of requests, each within a size, all of them together within a memory.
+"""Reads request bodies: each has a maximum size, and all of them share a memory limit.
 
-A body counts from its first byte until it was parsed. It does not know what is in one.
+A body counts from its first byte until it has been parsed. It does not know the contents.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 MAX_BODY_BYTES = 16 * 2**20
-# A client that still sends does not read: what is too large is read on, up to here, and dropped.
+# Drain up to 64 MiB of an oversized body so that the client reads the 413.
 _LARGEST_BODY_READ = 4 * MAX_BODY_BYTES
 
 

@@ -73,7 +73,7 @@ class Front:
     def metrics(self, accept: str) -> tuple[bytes, str]:
         raise AssertionError("nobody asks for it here")
 
-    def door(self, client: str) -> contextlib.AbstractContextManager[None]:
+    def admit(self, client: str) -> contextlib.AbstractContextManager[None]:
         """Leave it to the service."""
         return contextlib.nullcontext()
 

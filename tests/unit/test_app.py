@@ -128,7 +128,7 @@ class ScriptedFront:
         )
 
     @contextlib.contextmanager
-    def door(self, client: str) -> Iterator[None]:
+    def admit(self, client: str) -> Iterator[None]:
         if self.full:
             raise self.full
         self.inside.append(client)

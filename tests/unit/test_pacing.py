@@ -1,4 +1,4 @@
-"""Requests take turns; health does not wait."""
+"""A burst of requests is let in a few at a time; health checks do not wait."""
 
 from __future__ import annotations
 
@@ -7,79 +7,81 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pd_eagle.http.pacing import Turns
+from pd_eagle.http.pacing import Pacing
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
 BURST = 100
-A_TURN = 4
+PER_ITERATION = 4
 
 
-class Door:
-    """The application behind the turns; knows who came in, in which turn of the loop."""
+class Paced:
+    """The application behind the pacing; records each request and its iteration of the loop."""
 
     def __init__(self) -> None:
         self.came: list[tuple[int, str]] = []
-        self.turn = 0
-        self.turns = Turns(self, a_turn=A_TURN, at_once="/health")
+        self.iteration = 0
+        self.pacing = Pacing(self, per_iteration=PER_ITERATION, exempt="/health")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.came.append((self.turn, scope["path"]))
+        self.came.append((self.iteration, scope["path"]))
 
-    def count_turns(self) -> None:
-        self.turn += 1
+    def count_iterations(self) -> None:
+        self.iteration += 1
         if len(self.came) < BURST:
-            asyncio.get_running_loop().call_soon(self.count_turns)
+            asyncio.get_running_loop().call_soon(self.count_iterations)
 
     def ask(self, path: str) -> asyncio.Task[None]:
         async def receive() -> Message:
-            raise AssertionError("nothing is read at the door")
+            raise AssertionError("nothing is read here")
 
         async def send(_: Message) -> None:
-            raise AssertionError("nothing is said at the door")
+            raise AssertionError("nothing is sent here")
 
         scope: Scope = {"type": "http", "path": path}
-        return asyncio.ensure_future(self.turns(scope, receive, send))
+        return asyncio.ensure_future(self.pacing(scope, receive, send))
 
 
-async def test_a_burst_comes_in_a_few_a_turn_and_in_order() -> None:
-    door = Door()
-    asyncio.get_running_loop().call_soon(door.count_turns)
-    await asyncio.gather(*(door.ask(f"/{number}") for number in range(BURST)))
-    assert [path for _, path in door.came] == [f"/{number}" for number in range(BURST)]
-    in_one_turn = [[turn for turn, _ in door.came].count(n) for n in range(door.turn + 1)]
-    assert max(in_one_turn) <= A_TURN
-    assert sum(in_one_turn) == BURST
+async def test_a_burst_is_let_in_a_few_per_iteration_and_in_order() -> None:
+    app = Paced()
+    asyncio.get_running_loop().call_soon(app.count_iterations)
+    await asyncio.gather(*(app.ask(f"/{number}") for number in range(BURST)))
+    assert [path for _, path in app.came] == [f"/{number}" for number in range(BURST)]
+    in_one_iteration = [
+        [iteration for iteration, _ in app.came].count(n) for n in range(app.iteration + 1)
+    ]
+    assert max(in_one_iteration) <= PER_ITERATION
+    assert sum(in_one_iteration) == BURST
 
 
 async def test_health_overtakes_a_burst() -> None:
-    door = Door()
-    waiting = [door.ask(f"/{number}") for number in range(BURST)]
-    await door.ask("/health/live")
-    assert "/health/live" in [path for _, path in door.came[: 3 * A_TURN]]
+    app = Paced()
+    waiting = [app.ask(f"/{number}") for number in range(BURST)]
+    await app.ask("/health/live")
+    assert "/health/live" in [path for _, path in app.came[: 3 * PER_ITERATION]]
     await asyncio.gather(*waiting)
 
 
-async def test_whoever_gives_up_costs_no_turn() -> None:
-    door = Door()
-    waiting = [door.ask(f"/{number}") for number in range(3 * A_TURN)]
+async def test_a_cancelled_request_takes_no_place() -> None:
+    app = Paced()
+    waiting = [app.ask(f"/{number}") for number in range(3 * PER_ITERATION)]
     await asyncio.sleep(0)
-    for task in waiting[A_TURN : 2 * A_TURN]:
+    for task in waiting[PER_ITERATION : 2 * PER_ITERATION]:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    assert len(door.came) == 2 * A_TURN
+    assert len(app.came) == 2 * PER_ITERATION
     with pytest.raises(asyncio.CancelledError):
-        waiting[A_TURN].result()
+        waiting[PER_ITERATION].result()
 
 
 async def test_one_after_a_quiet_time_does_not_wait() -> None:
-    door = Door()
-    for number in range(2 * A_TURN):
-        await door.ask(f"/{number}")
-        assert len(door.came) == number + 1
+    app = Paced()
+    for number in range(2 * PER_ITERATION):
+        await app.ask(f"/{number}")
+        assert len(app.came) == number + 1
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-    assert not door.turns._waiting
+    assert not app.pacing._waiting
     await asyncio.sleep(0)
-    assert not door.turns._turning
+    assert not app.pacing._scheduled

@@ -1,0 +1,74 @@
+"""Errors as HTTP responses in OpenAI's shape; does not know the routes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from pd_eagle.errors import NotServing, PdEagleError, openai_error
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from starlette.requests import Request
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's status; nobody reads the response
+_RETRY_AFTER_S = 1
+
+_HTTP_CODES = {
+    401: ("authentication_error", "invalid_api_key"),
+    404: ("invalid_request_error", "unknown_url"),
+    405: ("invalid_request_error", "method_not_allowed"),
+    413: ("invalid_request_error", "body_too_large"),
+}
+
+
+def json_response(content: object, status: int = 200, **headers: str) -> Response:
+    return Response(
+        orjson.dumps(content), status, headers={"content-type": "application/json", **headers}
+    )
+
+
+def internal_error(error: Exception) -> PdEagleError:
+    """Return what a client is told about an error that nobody expected."""
+    return PdEagleError(f"internal error: {type(error).__name__}")
+
+
+async def _pd_eagle_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, PdEagleError)
+    headers = {"retry-after": str(_RETRY_AFTER_S)} if error.status in (429, 503) else {}
+    if isinstance(error, NotServing):
+        headers["connection"] = "close"  # so that the client's retry can reach another server
+    return json_response(error.as_openai(), error.status, **headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind, code = _HTTP_CODES.get(error.status_code, ("invalid_request_error", "http_error"))
+    message = error.detail
+    if error.status_code in (404, 405):
+        message = f"{request.method} {request.url.path}: {error.detail}"
+    return json_response(
+        openai_error(message, kind, code), error.status_code, **dict(error.headers or {})
+    )
+
+
+async def _crash(_: Request, error: Exception) -> Response:
+    return json_response(internal_error(error).as_openai(), 500)
+
+
+async def _disconnected(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+#: Starlette's table of exception handlers.
+HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    PdEagleError: _pd_eagle_error,
+    HTTPException: _http_error,
+    ClientDisconnect: _disconnected,
+    Exception: _crash,
+}
