@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pd_eagle.plan import measured
 from pd_eagle.plan.models import load_shape
-from pd_eagle.plan.placement import Split
+from pd_eagle.plan.splits import Split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from pd_eagle.errors import PdEagleError
 from pd_eagle.plan import devices
 from pd_eagle.plan.config import Settings
+from pd_eagle.version import NIXL_VERSION, SGLANG_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-SGLANG_VERSION = "0.5.23"
 
 _MOONCAKE = ("mooncake-transfer-engine-cuda13", "mooncake-transfer-engine-non-cuda")
 # Debian's package of each shared library that Mooncake 0.3.13 loads.
@@ -102,7 +101,10 @@ def _transfers(
     nixl = version("nixl")
     mooncake = next((f"{name} {version(name)}" for name in _MOONCAKE if version(name)), None)
     yield Finding(
-        "nixl", nixl is not None, nixl or "pip install nixl==1.5.1", needed=mooncake is None
+        "nixl",
+        nixl is not None,
+        nixl or f"pip install nixl=={NIXL_VERSION}",
+        needed=mooncake is None,
     )
     yield Finding(
         "mooncake",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pd_eagle.errors import SettingsError
 from pd_eagle.plan import tool_parsers, tuning
 from pd_eagle.plan.memory import cpu_kv_tokens
+from pd_eagle.version import NIXL_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 CPU_ATTENTION_BACKEND = "pd_eagle_torch"
 
 _EXTRAS = {
-    ("nixl", "cpu"): "nixl==1.5.1",
-    ("nixl", "cuda"): "nixl==1.5.1",
+    ("nixl", "cpu"): f"nixl=={NIXL_VERSION}",
+    ("nixl", "cuda"): f"nixl=={NIXL_VERSION}",
     ("mooncake", "cpu"): "'pd-eagle[mooncake-cpu]'",
     ("mooncake", "cuda"): "'pd-eagle[mooncake-cuda]'",
 }

@@ -32,8 +32,8 @@ def cpu_kv_tokens(shape: ModelShape, context_length: int | None) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """What one engine carries: the target, its draft, and the share of a GPU it may fill.
+class Footprint:
+    """What one engine puts on its GPUs: the target, its draft, and the share of memory it may use.
 
     A draft whose shape is not known (`speculative`, but no `draft`) still forbids unequal TPs.
     """

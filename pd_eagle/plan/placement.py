@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pd_eagle.errors import PlanRefused
-from pd_eagle.plan import tuning
+from pd_eagle.plan import splits, tuning
 from pd_eagle.plan.drafts import check_draft
-from pd_eagle.plan.memory import DEFAULT_MEM_FRACTION, Load, cpu_kv_tokens
+from pd_eagle.plan.memory import DEFAULT_MEM_FRACTION, Footprint, cpu_kv_tokens
+from pd_eagle.plan.splits import DOCUMENTED, Split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,30 +75,6 @@ class Plan:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """How many workers of which TP each role gets."""
-
-    prefill_replicas: int
-    prefill_tp: int
-    decode_replicas: int
-    decode_tp: int
-
-    @property
-    def gpus(self) -> int:
-        return self.prefill_replicas * self.prefill_tp + self.decode_replicas * self.decode_tp
-
-    def __str__(self) -> str:
-        return (
-            f"prefill {self.prefill_replicas} × TP{self.prefill_tp},"
-            f" decode {self.decode_replicas} × TP{self.decode_tp}"
-        )
-
-
-# The splits that the documentation promises for that many H100.
-DOCUMENTED = {2: Split(1, 1, 1, 1), 4: Split(1, 1, 1, 3), 8: Split(1, 2, 2, 3)}
-
-
 def plan(
     settings: Settings,
     inventory: Inventory,
@@ -111,7 +88,7 @@ def plan(
     algorithm = settings.speculative_algorithm
     if algorithm and draft_shape:
         check_draft(shape, draft_shape, algorithm)
-    load = Load(
+    footprint = Footprint(
         target=shape,
         draft=draft_shape if algorithm else None,
         speculative=algorithm is not None,
@@ -120,14 +97,14 @@ def plan(
     if inventory.kind == "cpu":
         found = _on_cpu(settings, inventory)
     else:
-        found = _on_gpus(settings, inventory, load)
-    return _tuned(found, settings, inventory, load)
+        found = _on_gpus(settings, inventory, footprint)
+    return _tuned(found, settings, inventory, footprint)
 
 
-def _tuned(found: Plan, settings: Settings, inventory: Inventory, load: Load) -> Plan:
+def _tuned(found: Plan, settings: Settings, inventory: Inventory, footprint: Footprint) -> Plan:
     """Add what the engines are told by default."""
     tp = found.serving[0].tp
-    tokens = _kv_tokens(settings, inventory, load, tp)
+    tokens = _kv_tokens(settings, inventory, footprint, tp)
     unified = found.mode == "unified"
     notes = found.notes
     if not unified and settings.pd_mode == "auto" and len(inventory.devices) == 2:
@@ -140,14 +117,14 @@ def _tuned(found: Plan, settings: Settings, inventory: Inventory, load: Load) ->
     )
 
 
-def _kv_tokens(settings: Settings, inventory: Inventory, load: Load, tp: int) -> int:
+def _kv_tokens(settings: Settings, inventory: Inventory, footprint: Footprint, tp: int) -> int:
     """Return how many tokens of KV one engine is expected to hold; the user's own pool counts."""
     given = settings.engine_args.get("max_total_tokens")
     if inventory.kind == "cpu":
-        expected = cpu_kv_tokens(load.target, settings.context_length)
+        expected = cpu_kv_tokens(footprint.target, settings.context_length)
         return given if isinstance(given, int) else expected
     smallest = min(gpu.total_memory_bytes for gpu in inventory.devices)
-    expected = load.kv_tokens(smallest, tp)
+    expected = footprint.kv_tokens(smallest, tp)
     return min(given, expected) if isinstance(given, int) else expected
 
 
@@ -196,22 +173,22 @@ def _refuse_idle_split(settings: Settings, why_not: str) -> None:
         )
 
 
-def _on_gpus(settings: Settings, inventory: Inventory, load: Load) -> Plan:
+def _on_gpus(settings: Settings, inventory: Inventory, footprint: Footprint) -> Plan:
     why_not = _why_unified(settings) or _why_not_automatic(settings, inventory)
     if why_not:
         _refuse_idle_split(settings, why_not)
-        return _engines_alike(settings, why_not, inventory, load)
+        return _engines_alike(settings, why_not, inventory, footprint)
     why = "PD_MODE=on"
     if settings.pd_mode == "auto":
         why = f"all {len(inventory.devices)} visible GPUs are H100"
     if settings.split_by_hand:
-        return _by_hand(settings, why, inventory, load)
+        return _by_hand(settings, why, inventory, footprint)
     try:
-        return _automatic(why, inventory, load)
+        return _automatic(why, inventory, footprint)
     except PlanRefused as refusal:
         if settings.pd_mode == "on":
             raise
-        return _engines_alike(settings, f"{why}, but {refusal}", inventory, load)
+        return _engines_alike(settings, f"{why}, but {refusal}", inventory, footprint)
 
 
 def _why_not_automatic(settings: Settings, inventory: Inventory) -> str | None:
@@ -222,15 +199,17 @@ def _why_not_automatic(settings: Settings, inventory: Inventory) -> str | None:
     return f"automatic PD wants 2, 4 or 8 GPUs, all H100; here: {inventory}"
 
 
-def _engines_alike(settings: Settings, why: str, inventory: Inventory, load: Load) -> Plan:
+def _engines_alike(
+    settings: Settings, why: str, inventory: Inventory, footprint: Footprint
+) -> Plan:
     """Return a plan of unified engines: one, unless UNIFIED_REPLICAS says more."""
     gpus, tp, replicas = len(inventory.devices), settings.tp_size, settings.unified_replicas
     if tp is None:
-        tp = _smallest_tp(range(1, gpus + 1), inventory, load)
+        tp = splits.smallest_tp(range(1, gpus + 1), inventory, footprint)
         why = f"{why}; TP {tp} is the smallest that fits"
     elif tp > gpus:
         raise PlanRefused(f"TP_SIZE={tp}: wanted at most {gpus}, the visible GPUs")
-    elif obstacle := _obstacle(tp, inventory, load):
+    elif obstacle := splits.obstacle(tp, inventory, footprint):
         raise PlanRefused(f"TP_SIZE={tp}: {obstacle}")
     if replicas is not None and replicas * tp > gpus:
         raise PlanRefused(
@@ -238,7 +217,7 @@ def _engines_alike(settings: Settings, why: str, inventory: Inventory, load: Loa
             f" {gpus} are visible: wanted at most {gpus // tp}"
         )
     count = replicas or 1
-    idle = _unused(gpus - count * tp) + _how_to_use_all(settings, count, tp, inventory, load)
+    idle = _unused(gpus - count * tp) + _how_to_use_all(settings, count, tp, inventory, footprint)
     return _unified(f"{_engines(count)}: {why}{idle}", inventory, tp, count)
 
 
@@ -247,7 +226,7 @@ def _engines(count: int) -> str:
 
 
 def _how_to_use_all(
-    settings: Settings, count: int, tp: int, inventory: Inventory, load: Load
+    settings: Settings, count: int, tp: int, inventory: Inventory, footprint: Footprint
 ) -> str:
     """Name the settings with which GPUs that stay unused would serve too."""
     gpus = len(inventory.devices)
@@ -256,7 +235,7 @@ def _how_to_use_all(
     ways = [f"UNIFIED_REPLICAS={gpus // tp} serves on {gpus // tp * tp}"]
     if settings.tp_size is None:
         try:
-            split = _automatic("", inventory, load)
+            split = _automatic("", inventory, footprint)
         except PlanRefused:
             pass
         else:
@@ -265,7 +244,7 @@ def _how_to_use_all(
     return f" ({', '.join(ways)})"
 
 
-def _automatic(why: str, inventory: Inventory, load: Load) -> Plan:
+def _automatic(why: str, inventory: Inventory, footprint: Footprint) -> Plan:
     gpus = len(inventory.devices)
     if gpus < 2:
         raise PlanRefused(
@@ -273,74 +252,31 @@ def _automatic(why: str, inventory: Inventory, load: Load) -> Plan:
             " PD_DEVICE=cpu to see PD work without"
         )
     documented = DOCUMENTED.get(gpus)
-    problem = _split_obstacle(documented, inventory, load) if documented else None
+    problem = splits.split_obstacle(documented, inventory, footprint) if documented else None
     if documented and not problem:
         reason = f"{documented}, the documented split: {why}"
-        return _pd(reason, inventory, documented, load)
-    split = _equal_split(gpus, _smallest_tp(range(1, gpus // 2 + 1), inventory, load))
+        return _pd(reason, inventory, documented, footprint)
+    split = splits.equal_split(
+        gpus, splits.smallest_tp(range(1, gpus // 2 + 1), inventory, footprint)
+    )
     instead = ""
     if documented:
         instead = f"; the documented split ({documented}) cannot start: {problem}"
     reason = f"{split}: {why}{instead}{_unused(gpus - split.gpus)}"
-    return _pd(reason, inventory, split, load)
+    return _pd(reason, inventory, split, footprint)
 
 
-def _equal_split(gpus: int, tp: int) -> Split:
-    """Keep the documented share, a quarter of the GPUs for prefill, as far as `tp` allows."""
-    prefill = max(1, gpus // 4 // tp)
-    return Split(prefill, tp, (gpus - prefill * tp) // tp, tp)
-
-
-def _by_hand(settings: Settings, why: str, inventory: Inventory, load: Load) -> Plan:
+def _by_hand(settings: Settings, why: str, inventory: Inventory, footprint: Footprint) -> Plan:
     gpus = len(inventory.devices)
-    split = _completed(settings, gpus, inventory, load)
+    split = splits.completed(settings, gpus, inventory, footprint)
     names = " and ".join(settings.split_by_hand)
     if split.gpus > gpus or not split.decode_replicas:
         wanted = max(split.gpus, split.prefill_replicas * split.prefill_tp + split.decode_tp)
         raise PlanRefused(f"{names}: {split} takes {wanted} GPUs, and {gpus} are visible")
-    if problem := _split_obstacle(split, inventory, load):
+    if problem := splits.split_obstacle(split, inventory, footprint):
         raise PlanRefused(f"{names}: {split} cannot start: {problem}")
     reason = f"{split}, by hand ({names}): {why}{_unused(gpus - split.gpus)}"
-    return _pd(reason, inventory, split, load)
-
-
-def _completed(settings: Settings, gpus: int, inventory: Inventory, load: Load) -> Split:
-    """Fill in what is not set: equal TPs, a quarter of the GPUs for prefill, decode the rest."""
-    decode_tp = settings.decode_tp or settings.prefill_tp
-    decode_tp = decode_tp or _smallest_tp(range(1, max(2, gpus // 2 + 1)), inventory, load)
-    prefill_tp = settings.prefill_tp or decode_tp
-    prefill = settings.prefill_replicas
-    if prefill is None:
-        left = gpus - (settings.decode_replicas or 1) * decode_tp
-        prefill = max(1, min(gpus // 4, left) // prefill_tp)
-    decode = settings.decode_replicas
-    if decode is None:
-        decode = max(0, gpus - prefill * prefill_tp) // decode_tp
-    return Split(prefill, prefill_tp, decode, decode_tp)
-
-
-def _smallest_tp(candidates: range, inventory: Inventory, load: Load) -> int:
-    """Return the smallest TP without an obstacle; refuse with that of the largest that splits."""
-    problem = ""
-    for tp in candidates:
-        found = _obstacle(tp, inventory, load)
-        if not found:
-            return tp
-        if not load.why_not_split(tp):
-            problem = found
-    raise PlanRefused(f"{load.target.name} does not fit: {problem}")
-
-
-def _obstacle(tp: int, inventory: Inventory, load: Load) -> str | None:
-    smallest = min(gpu.total_memory_bytes for gpu in inventory.devices)
-    return load.why_not_split(tp) or load.why_not_in(smallest, tp)
-
-
-def _split_obstacle(split: Split, inventory: Inventory, load: Load) -> str | None:
-    for tp in (split.prefill_tp, split.decode_tp):
-        if problem := _obstacle(tp, inventory, load):
-            return problem
-    return load.why_not_hand_over(split.prefill_tp, split.decode_tp)
+    return _pd(reason, inventory, split, footprint)
 
 
 def _unused(gpus: int) -> str:
@@ -363,9 +299,11 @@ def _unified(reason: str, inventory: Inventory, tp: int, replicas: int = 1) -> P
     return Plan("unified", reason, inventory.kind, workers, inventory.notes)
 
 
-def _pd(reason: str, inventory: Inventory, split: Split, load: Load | None = None) -> Plan:
+def _pd(
+    reason: str, inventory: Inventory, split: Split, footprint: Footprint | None = None
+) -> Plan:
     notes = inventory.notes
-    if split.prefill_tp != split.decode_tp and load and not load.target.is_mla:
+    if split.prefill_tp != split.decode_tp and footprint and not footprint.target.is_mla:
         notes += (_SLICED,)
     return Plan("pd", reason, inventory.kind, tuple(_workers(inventory.kind, split)), notes)
 

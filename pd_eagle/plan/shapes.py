@@ -108,9 +108,6 @@ class ModelShape:
         """Return why the model cannot be split by `tp`, or None when it can."""
         return next(self._obstacles(tp), None)
 
-    def splits_by(self, tp: int) -> bool:
-        return self.why_not_tp(tp) is None
-
     def _obstacles(self, tp: int) -> Iterator[str]:
         if self.heads % tp:
             yield f"{self.heads} attention heads do not divide by {tp}"

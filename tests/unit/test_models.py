@@ -147,12 +147,12 @@ def test_the_default_model() -> None:
     assert (shape.hidden_size, shape.intermediate_size) == (3584, 18944)
     assert (shape.vocab_size, shape.max_positions) == (152064, 32768)
     assert shape.kv_bytes_per_token == 2 * 28 * 4 * 128 * 2
-    assert [tp for tp in range(1, 9) if shape.splits_by(tp)] == [1, 2, 4]
+    assert [tp for tp in range(1, 9) if shape.why_not_tp(tp) is None] == [1, 2, 4]
 
 
 def test_the_embedded_model_is_the_one_that_splits_by_three() -> None:
     shape = load_shape(EMBEDDED)
-    assert [tp for tp in range(1, 9) if shape.splits_by(tp)] == [1, 3]
+    assert [tp for tp in range(1, 9) if shape.why_not_tp(tp) is None] == [1, 3]
     assert shape.tied_embeddings
     assert shape.kv_bytes_per_token == 23040
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import configparser
-import importlib
 import importlib.metadata
+import pkgutil
 import re
 import subprocess
 from pathlib import Path
@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 import pd_eagle
 from pd_eagle.plan import doctor
-from pd_eagle.version import VERSION
+from pd_eagle.version import NIXL_VERSION, SGLANG_VERSION, VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,12 +118,12 @@ def test_every_entry_point_is_installed_and_exists() -> None:
     }
     assert installed == declared, "make install makes them new"
     for value in declared.values():
-        module, _, name = value.partition(":")
-        assert callable(getattr(importlib.import_module(module), name))
+        assert callable(pkgutil.resolve_name(value))
 
 
-def test_sglangs_version_is_one() -> None:
-    assert pins(RUN)["sglang"] == doctor.SGLANG_VERSION
+def test_the_versions_that_the_code_names_are_the_pinned_ones() -> None:
+    assert pins(RUN)["sglang"] == SGLANG_VERSION
+    assert pins(RUN)["nixl"] == NIXL_VERSION
 
 
 def test_uvs_version_is_one() -> None:

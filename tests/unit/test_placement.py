@@ -18,8 +18,9 @@ from pd_eagle.errors import PlanRefused, SettingsError
 from pd_eagle.plan.config import Settings
 from pd_eagle.plan.devices import Inventory, parse_gpus
 from pd_eagle.plan.models import load_shape
-from pd_eagle.plan.placement import DOCUMENTED, Plan, plan
+from pd_eagle.plan.placement import Plan, plan
 from pd_eagle.plan.shapes import Latent, ModelShape
+from pd_eagle.plan.splits import DOCUMENTED
 
 CPU = Inventory("cpu", (), "no driver")
 
@@ -668,7 +669,7 @@ def test_whatever_is_planned_can_start(
         assert len({worker.name for worker in found.workers}) == len(found.workers)
         for worker in found.workers:
             assert len(worker.devices) == worker.tp
-            assert shape.splits_by(worker.tp)
+            assert shape.why_not_tp(worker.tp) is None
         for field in asked.split_by_hand:
             role, what = field.lower().split("_")
             mine = [worker for worker in found.workers if worker.role == role]
