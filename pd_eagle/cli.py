@@ -186,7 +186,7 @@ def settings_help() -> str:
         lines += ["", f"{title}: {group.__doc__}"]
         for row in (row for row in TABLE if row.group == title):
             lines.append(f"  {row.variable}  (default: {row.shown_default})")
-            text = f"{row.doc} Wanted: {row.form.wanted}.{row.alias_note}"
+            text = f"{row.doc} Wanted: {row.type.wanted}.{row.alias_note}"
             lines += textwrap.wrap(text, 88, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 

@@ -53,7 +53,7 @@ def _between(mark: str, wanted: str, text: str) -> str:
 
 
 def _meaning(row: Setting) -> str:
-    wanted = "" if row.form is value_types.TEXT else f" Wanted: {row.form.wanted}."
+    wanted = "" if row.type is value_types.TEXT else f" Wanted: {row.type.wanted}."
     return row.doc + wanted + row.alias_note
 
 

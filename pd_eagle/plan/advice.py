@@ -1,7 +1,8 @@
-"""Which split of the GPUs fits a traffic, from measured rates scaled by the model's shape.
+"""Estimates which split of the GPUs has the highest throughput for given prompts and answers.
 
-Prefill is scaled by FLOPs (the weights a token is multiplied with), decode by the bytes a step
-reads. Estimates, with no queueing in them: `pd-eagle tune` measures. It knows no settings.
+Measured rates are scaled by the model's shape: prefill by FLOPs (the weights a token is multiplied
+with), decode by the bytes that a step reads. Queueing is ignored; `pd-eagle tune` measures. It
+knows no settings.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pd_eagle.plan.placement import Plan
     from pd_eagle.plan.shapes import ModelShape
 
-#: The loosest level that was measured; beyond it nothing is promised.
+#: The loosest latency level that was measured.
 LOOSEST_GAP_S = 0.04
 #: SGLang 0.5.23: the largest batch in a CUDA graph on 80 GB cards.
 _LARGEST_BATCH = 256
@@ -28,7 +29,7 @@ _LARGEST_BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Tokens of a prompt and of an answer; the mean time between tokens that is to be kept."""
+    """Tokens of a prompt and of an answer, and the highest mean time between tokens."""
 
     prompt: int
     answer: int
@@ -43,7 +44,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the engines of each role take of a traffic, in answers a second."""
+    """Throughput of the engines of each role, in answers a second."""
 
     split: Split
     prefill: float
@@ -68,7 +69,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The plan's own split, the one that takes most, and where the rates come from."""
+    """The plan's own split, the one with the highest throughput, and the source of the rates."""
 
     traffic: Traffic
     planned: Rates | None
@@ -100,12 +101,12 @@ class Advice:
         yield f"          {self.note}"
 
 
-#: Less is within what the estimate may be off.
+#: Smaller gains are within the error of the estimate.
 _WORTH_IT = 1.1
 
 
 def advise(traffic: Traffic, plan: Plan, inventory: Inventory, shape: ModelShape) -> Advice:
-    """Return the split that takes most of `traffic`, beside that of `plan`."""
+    """Return the split with the highest throughput for `traffic`, beside that of `plan`."""
     if obstacle := _no_rates(inventory, shape):
         return Advice(traffic, None, None, obstacle)
     tp = min(worker.tp for worker in plan.workers)

@@ -125,7 +125,7 @@ def _read(
     for name, value in given.items():
         row = known[name]
         try:
-            found = row.form.read(value)
+            found = row.type.read(value)
         except (TypeError, ValueError):
             problems.append(row.problem(name, value))
             bad.add(row.field)

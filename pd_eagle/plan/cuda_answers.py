@@ -1,8 +1,8 @@
-"""Answers what SGLang's imports ask CUDA, so that CUDA stays untouched and may yet be forked.
+"""Answers CUDA queries of SGLang's imports from NVML, so that the process can still be forked.
 
-Some of its modules ask while they are imported how many GPUs there are and of which kind; asking
-initialises CUDA, and a process in which that happened cannot be forked. Until `dismiss` these
-functions of torch answer from what NVML said elsewhere. It does not know who forks.
+Some of its modules query the number and kind of GPUs while they are imported, which initialises
+CUDA, and a process with CUDA initialised cannot be forked. Until `dismiss`, the torch functions
+they call answer from what NVML found in another process. It does not know who forks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pd_eagle.plan.devices import Device
 
 _GPUS = "PD_EAGLE_CUDA_ANSWERS"
-# By compute capability; the rest is not known here.
+# Suffix of the architecture's name, by the major compute capability; others are not supported.
 _ARCHITECTURES = {8: "", 9: "a", 10: "a"}
 
 
@@ -52,17 +52,17 @@ def environment(devices: Sequence[Device], environ: Mapping[str, str]) -> dict[s
         ),
         "CUTE_DSL_ARCH": environ.get("CUTE_DSL_ARCH", f"sm_{major}{minor}{suffix}"),
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-        # These start their threads while they are imported.
+        # OpenMP and OpenBLAS start threads while they are imported.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        # SGLang would put numactl before the Python that it spawns; forked, it binds by itself.
+        # SGLang would run spawned processes under numactl; forked ones bind themselves.
         "SGLANG_NUMA_BIND_V2": "0",
         _GPUS: json.dumps(gpus),
     }
 
 
 class _Answers:
-    """What is answered, and whether still: a child begins as its parent was."""
+    """The answers, and whether they are in use; a forked child inherits both."""
 
     def __init__(self) -> None:
         self.gpus: list[tuple[str, int, int, int]] = []
@@ -94,7 +94,7 @@ def _no_nvml(device: Any) -> int:
 
 def _answered(name: str, shape: str, answer: Callable[..., Any]) -> Override:
     def new(original: Callable[..., Any]) -> Callable[..., Any]:
-        # One that a module has imported by name must give way to the original, too.
+        # Modules may have imported the function by name, so it forwards to the original.
         @functools.wraps(original)
         def ask(*args: Any, **kwargs: Any) -> Any:
             return (answer if _answers.active else original)(*args, **kwargs)
@@ -134,5 +134,5 @@ def install() -> None:
 
 
 def dismiss() -> None:
-    """Let CUDA itself answer from now on: an engine begins, or nothing is forked any more."""
+    """Let CUDA itself answer from now on: an engine starts, or nothing more is forked."""
     _answers.active = False

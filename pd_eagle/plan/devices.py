@@ -67,7 +67,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What there is to serve on, and how that was found."""
+    """The devices to serve on, and how they were found."""
 
     kind: Kind
     devices: tuple[Device, ...]
@@ -119,7 +119,7 @@ def _notes(devices: tuple[Device, ...]) -> Iterator[str]:
 
 
 def _ask_nvml() -> list[PhysicalGpu] | str:
-    """Return what a process of its own finds, or why it finds nothing."""
+    """Return the GPUs that NVML finds, read in a process of its own, or why there are none."""
     try:
         ctypes.CDLL(_NVML_LIBRARY)  # loading it starts nothing
     except OSError:

@@ -1,6 +1,6 @@
-"""What is installed on this machine and what is missing, each with what to do about it.
+"""Checks what is installed on this machine, and says what to do about what is missing.
 
-It looks at names, versions and shared libraries, and imports none of the packages it looks for.
+It reads package metadata and loads shared libraries, and imports none of the packages it checks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MOONCAKE_LIBRARIES = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, whether it is there, and what to do when it is not."""
+    """One line: what was checked, whether it is there, and what to do if it is not."""
 
     what: str
     ok: bool
@@ -54,7 +54,7 @@ def examine(
     version: Callable[[str], str | None] | None = None,
     library: Callable[[str], bool] | None = None,
 ) -> Iterator[Finding]:
-    """Yield the findings; the last three arguments stand in for this machine in tests."""
+    """Yield the findings; tests pass the last three arguments in place of this machine."""
     version, library = version or _version, library or _loads
     yield Finding("python", True, sys.version.split()[0])
     yield _sglang(version("sglang"))

@@ -1,6 +1,6 @@
-"""The draft of a target: which one, whether it fits the target, and its small vocabulary.
+"""The draft of a target: which one, whether it fits the target, and its token map.
 
-It knows nothing of devices or placement, and imports no torch: a token map is checked by its form.
+It knows nothing of devices or placement, and imports no torch: of a token map it checks the format.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What config.json says of the models known here by name, so that a plan needs no network.
-
-It knows only these numbers and which draft belongs to which target.
-"""
+"""config.json of well-known models, so that a plan needs no network, and their EAGLE drafts."""
 
 from __future__ import annotations
 

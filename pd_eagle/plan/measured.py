@@ -1,4 +1,4 @@
-"""What was measured on GPUs, as data with its source: the defaults and the advice are read from it.
+"""Measurements on GPUs with their source; defaults and advice are derived from them.
 
 One row is one run: differences under 5 % are noise. It knows no settings and no plan.
 """
@@ -18,7 +18,7 @@ MODEL = "Qwen/Qwen2.5-7B-Instruct"
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Two unified engines at a chunk size: answers/s that kept a level at any rate tried.
+    """Two unified engines at a chunk size: the goodput, in answers/s, at each latency level.
 
     Prompts of 6,000 tokens, answers of 64, first token within 2 s; the levels are the mean and the
     longest time between tokens, in milliseconds.
@@ -42,13 +42,13 @@ PD_ANSWERS_PER_S = 6.1
 
 
 def best_chunk() -> Chunk:
-    """Return the row that kept most answers, by the loosest level first."""
+    """Return the row with the highest goodput, by the loosest level first."""
     return max(CHUNKS, key=lambda row: (row.mean_40_ms, row.longest_50_ms, row.mean_20_ms))
 
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """Tokens/s of one engine by requests at once, with 2.5 tokens a verification (simulated)."""
+    """Tokens/s of one engine by concurrent requests; acceptance length 2.5 (simulated)."""
 
     at_once: int
     off: float

@@ -1,6 +1,6 @@
-"""Whether a model with its draft can run at a TP, on a GPU, and hand its KV from one TP to another.
+"""Memory of an engine: weights, KV, and whether they fit a GPU at a TP; KV between unequal TPs.
 
-Pure arithmetic over shapes and bytes. It knows nothing of how many GPUs there are or of roles.
+Pure arithmetic over shapes and bytes. It knows neither the number of GPUs nor roles.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pd_eagle.plan.shapes import ModelShape
 
-# What SGLang leaves for activations and CUDA graphs differs by card and batch size: about a tenth
-# of an 80 GB card (SGLang 0.5.23, srt/arg_groups/memory_hook.py). The rest is weights and KV.
+# SGLang reserves memory for activations and CUDA graphs by card and batch size: about a tenth of an
+# 80 GB card (SGLang 0.5.23, srt/arg_groups/memory_hook.py). The rest is weights and KV.
 DEFAULT_MEM_FRACTION = 0.85
-# KV that makes a worker worth starting: 78,000 tokens of Qwen2.5-7B, 13,000 of a 70B model.
+# The least KV with which a worker is useful: 78,000 tokens of Qwen2.5-7B, 13,000 of a 70B model.
 KV_RESERVE_BYTES = 4 * 2**30
 
 _GIB = 2**30
 
 # Bytes of KV of one engine on the CPU: 23,000 tokens of the embedded model.
 _CPU_KV_BYTES = 512 * 2**20
-# Below this a pool is of no use, whatever it takes: one conversation.
+# The smallest useful pool: one conversation.
 _CPU_KV_TOKENS = 8192
 
 
@@ -35,7 +35,7 @@ def cpu_kv_tokens(shape: ModelShape, context_length: int | None) -> int:
 class Footprint:
     """What one engine puts on its GPUs: the target, its draft, and the share of memory it may use.
 
-    A draft whose shape is not known (`speculative`, but no `draft`) still forbids unequal TPs.
+    A draft of unknown shape (`speculative`, but no `draft`) rules out unequal TPs too.
     """
 
     target: ModelShape
@@ -73,7 +73,7 @@ class Footprint:
             return 0
         if self.draft.name == self.target.name:  # its own MTP layer
             return self.target.weight_bytes // self.target.layers
-        # Whole, though the embedding is shared later: SGLang allocates it before it shares.
+        # With its embedding: SGLang allocates that before it shares the target's.
         return self.draft.weight_bytes
 
     def kv_tokens(self, memory_bytes: int, tp: int) -> int:

@@ -1,4 +1,4 @@
-"""Where the shape of a model comes from: known here, a directory, or the Hugging Face hub.
+"""Finds the shape of a model: in `known_models`, a directory, or on the Hugging Face hub.
 
 It reads config.json and file sizes, never weights, and knows nothing of devices.
 """
@@ -37,7 +37,7 @@ def model_of(settings: Settings, kind: Kind) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a model's files say of it: its config.json, and the bytes of its weights if at hand."""
+    """A model's config.json, and the bytes of its weights if they are on disk."""
 
     name: str
     config: Mapping[str, Any]
@@ -63,7 +63,7 @@ def describe(
     variable: str = "MODEL_PATH",
     fetch: Callable[[str], Path] | None = None,
 ) -> Description:
-    """Return what is known of the model `name`: known here, a directory, or a Hugging Face name.
+    """Return the description of `name`: a known model, a directory, or a Hugging Face name.
 
     `fetch` brings the config.json of a Hugging Face name: by default from the local cache, else
     from the hub, within HUB_TIMEOUT_S. Raises SettingsError that names `variable`.
@@ -107,7 +107,7 @@ def _on_disk(folder: Path) -> int | None:
 
 
 def _from_hub(name: str) -> Path:
-    """Return the cached or downloaded config.json; raise OSError, at the latest at the timeout."""
+    """Return the cached or downloaded config.json; raise OSError within the timeout otherwise."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, "config.json")

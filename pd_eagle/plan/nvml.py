@@ -1,7 +1,7 @@
-"""What NVML says of this machine's GPUs, as JSON; knows nothing of what is done with it.
+"""Reads this machine's GPUs from NVML, as JSON; does not know what they are used for.
 
-The only module that imports pynvml. It is run by its path, in a process of its own: `nvmlInit`
-starts a thread that never ends, and a driver that does not answer holds whoever asked it.
+The only module that imports pynvml. It runs by its path in a process of its own: `nvmlInit` starts
+a thread that never ends, and a driver that hangs blocks the calling process.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def _mig(nvml: Nvml, handle: Any) -> bool:
 
 
 def dump(found: list[PhysicalGpu] | str) -> str:
-    """Return `found` as the line of JSON that `load` reads."""
+    """Return `found` as a line of JSON for `load`."""
     gpus = found if isinstance(found, str) else [dataclasses.asdict(gpu) for gpu in found]
     return json.dumps(gpus)
 
 
 def load(line: str) -> list[PhysicalGpu] | str:
-    """Return what `dump` made `line` of."""
+    """Return what `dump` was given."""
     found: list[dict[str, Any]] | str = json.loads(line)
     if isinstance(found, str):
         return found

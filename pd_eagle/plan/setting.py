@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pd_eagle.plan.value_types import Form
+    from pd_eagle.plan.value_types import ValueType
 
 _PREFIX = "PD_"
 
@@ -26,7 +26,7 @@ class Setting:
     variable: str
     alias: str | None
     default: Any
-    form: Form
+    type: ValueType
     doc: str
     shown_default: str
     secret: bool
@@ -52,11 +52,11 @@ class Setting:
 
     def problem(self, name: str, value: object) -> str:
         """Return the line that tells the user what is wrong with `value`, given as `name`."""
-        return f"{self.shown(name, value)}: wanted {self.form.wanted}"
+        return f"{self.shown(name, value)}: wanted {self.type.wanted}"
 
 
 def setting(
-    form: Form,
+    type_: ValueType,
     doc: str,
     default: Any = None,
     *,
@@ -71,7 +71,7 @@ def setting(
     name is its alias.
     """
     row = {
-        "form": form,
+        "type": type_,
         "doc": doc,
         "variable": variable,
         "prefixed": prefixed,
@@ -100,7 +100,7 @@ def _row(title: str, field: dataclasses.Field[Any]) -> Setting:
         variable=f"{_PREFIX}{name}" if given["prefixed"] else given["variable"] or name,
         alias=name if given["prefixed"] else None,
         default=default,
-        form=given["form"],
+        type=given["type"],
         doc=given["doc"],
         shown_default=given["shown"] or _shown(default),
         secret=given["secret"],

@@ -1,7 +1,6 @@
-"""Whether drafts pay: the tokens of a verification against what one costs, by requests at once.
+"""Estimates the speedup of EAGLE from the acceptance length and the measured cost of verification.
 
-The costs are those of an H100 (`pd_eagle.plan.measured`); elsewhere nothing is said. It knows no
-engine.
+The costs are those of an H100 (`pd_eagle.plan.measured`). It knows no engine.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def _cost(row: measured.Speculation, *, chain: bool) -> float:
 
 
 def _between(points: list[tuple[int, float]], at: float) -> float:
-    """Interpolate; outside of what was measured the nearest point counts."""
+    """Interpolate linearly; outside the measured range take the nearest point."""
     for (left, low), (right, high) in pairwise(points):
         if at <= right:
             share = max(0.0, at - left) / (right - left)
@@ -44,10 +43,10 @@ def _between(points: list[tuple[int, float]], at: float) -> float:
 def speedup(
     tree: Tree | None, kind: Kind, at_once: int, accept_length: float | None
 ) -> float | None:
-    """Return tokens/s with drafts over tokens/s without, expected of `accept_length`.
+    """Return the expected ratio of tokens/s with drafts to tokens/s without, by `accept_length`.
 
-    Below 1 drafts cost more than they give. None without EAGLE, before any acceptance is known, and
-    on the CPU, whose steps cost otherwise.
+    Below 1 drafts slow the engine down. None without EAGLE, before any acceptance is known, and on
+    the CPU, where the costs were not measured.
     """
     if tree is None or accept_length is None or kind == "cpu":
         return None
@@ -55,7 +54,7 @@ def speedup(
 
 
 def alarm(worker: str, tree: Tree, at_once: int, accept_length: float) -> str:
-    """Say that drafts slow `worker` down, and what to do."""
+    """Return the warning that drafts slow `worker` down, with settings to try."""
     cost = cost_ratio(tree, max(at_once, 1))
     shorter = "unset SPECULATIVE_ALGORITHM"
     if tree.topk > 1:

@@ -1,8 +1,8 @@
-"""Which of SGLang's parsers reads a model's tool calls, as a draft is known for a known target.
+"""Chooses SGLang's parser of a model's tool calls.
 
-Set by hand, told by the model's architecture, found by SGLang's own rules in its chat template, or
-by the rules here, for the families that SGLang 0.5.23 has a parser but no rule for. It knows the
-parsers' names and nothing of how they parse.
+By the setting, by the model's architecture, by SGLang's own rules on the chat template, or by the
+rules here, for families for which SGLang 0.5.23 has a parser but no rule. It knows the parsers'
+names, not how they parse.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 VARIABLE = "TOOL_CALL_PARSER"
 
-#: Families that have one format of tool calls, or no chat template to find it in. Engines are told
-#: these too: SGLang's detokenizer keeps gpt-oss's end-of-call token for its parser alone.
+#: Families with a single format of tool calls, or without a chat template that shows it. Engines
+#: get these too: SGLang's detokenizer keeps gpt-oss's end-of-call token only if that parser is set.
 BY_ARCHITECTURE: Mapping[str, str] = {
     "GptOssForCausalLM": "gpt-oss",
     "DeepseekV32ForCausalLM": "deepseekv32",
@@ -24,8 +24,8 @@ BY_ARCHITECTURE: Mapping[str, str] = {
     "MiniMaxM2ForCausalLM": "minimax-m2",
 }
 
-#: Texts that all stand in a chat template → the parser of what the template asks the model to
-#: write. The first that fits; those of SGLang come before.
+#: Parser, and the texts that a chat template for it contains. The first match counts; SGLang's own
+#: rules come first.
 BY_TEMPLATE: tuple[tuple[str, tuple[str, ...]], ...] = (
     # Llama 4
     ("pythonic", ("tools", "func_name1(params_name1=")),
@@ -37,7 +37,7 @@ BY_TEMPLATE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("gigachat3", ("tools", "function call<|role_sep|>")),
     # Qwen 2.5, QwQ, and Qwen 3 without a switch for thinking
     ("qwen", ("tools", "<|im_start|>", "<tool_call>", "<args-json-object>")),
-    # Hermes 2 and 3, and those who write as they do
+    # Hermes 2 and 3, and models with the same format
     ("hermes", ("tools", "<tool_call>", "<args-dict>")),
     ("hermes", ("tools", "<tool_call>", "{'name': ")),
 )
@@ -52,7 +52,7 @@ class ToolParser:
 
 
 def of_architecture(architectures: Iterable[str]) -> str | None:
-    """Return the parser that `architectures` of config.json have for certain."""
+    """Return the parser that `architectures` of config.json determine, or None."""
     return next((BY_ARCHITECTURE[name] for name in architectures if name in BY_ARCHITECTURE), None)
 
 
@@ -65,7 +65,7 @@ def choose(asked: str | None, by_sglang: str | None, template: object) -> ToolPa
     if asked and asked != "auto":
         return ToolParser(asked, f"{VARIABLE}, or the model's architecture")
     text = _text(template)
-    # SGLang's rules know some families by how they think, whether or not they were told of tools.
+    # SGLang's rules match some families by their reasoning format, even without tools.
     if by_sglang and (not text or "tool" in text):
         return ToolParser(by_sglang, "SGLang's rules find it in the chat template")
     for name, marks in BY_TEMPLATE:

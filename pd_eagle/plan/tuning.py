@@ -1,6 +1,6 @@
-"""What engines are told by default because it was measured, each value with its reason.
+"""Engine arguments that are set by default because they were measured to be better, with reasons.
 
-The user's own engine arguments win. It knows nothing of roles' devices or of how a plan is made.
+The user's engine arguments take precedence. It knows nothing of devices or of how a plan is made.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOT_MIXED = ("dllm_algorithm", "enable_hisparse", "enable_layernorm_sp")
 
 @dataclass(frozen=True, slots=True)
 class Default:
-    """One engine argument that nobody set: for engines of `role`, or of every role (None)."""
+    """One engine argument that the user did not set, for engines of `role`, or of all (None)."""
 
     name: str
     value: int | bool
@@ -43,7 +43,7 @@ class Default:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What EAGLE drafts, and why: steps, branches at each, tokens verified at once."""
+    """The draft tree and its reason: steps, branches at each, tokens verified at once."""
 
     steps: int
     topk: int
@@ -55,7 +55,7 @@ class Tree:
 
 
 def tree(settings: Settings, kind: Kind) -> Tree | None:
-    """Return what EAGLE drafts on such devices; None without speculative decoding."""
+    """Return the draft tree for devices of `kind`; None without speculative decoding."""
     if settings.speculative_algorithm is None:
         return None
     given = (
@@ -82,7 +82,7 @@ def tree(settings: Settings, kind: Kind) -> Tree | None:
 def defaults(
     settings: Settings, kind: Kind, *, unified: bool, kv_tokens: int, tp: int
 ) -> tuple[Default, ...]:
-    """Return what engines of a plan are told beyond it; `kv_tokens` are those of one engine."""
+    """Return the default arguments of a plan's engines; `kv_tokens` is the pool of one engine."""
     found: list[Default] = []
     if unified and kind == "cuda":
         found += _mixed_steps(settings.engine_args)
@@ -124,7 +124,7 @@ def _running(kind: Kind, kv_tokens: int, tp: int) -> Default:
 
 
 def what_pd_gives_up() -> str:
-    """Say what was measured of two GPUs as a pair and as two unified engines."""
+    """Return the note that compares PD on two GPUs with two unified engines, as measured."""
     best, pd = measured.best_chunk(), measured.PD_ANSWERS_PER_S
     return (
         f"on two {measured.GPU}, UNIFIED_REPLICAS=2 took {best.mean_40_ms:g} answers/s where PD"

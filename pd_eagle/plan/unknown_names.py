@@ -1,7 +1,7 @@
-"""Which names that nobody reads were probably meant as a setting, and what was meant.
+"""Finds variables that no setting reads but that were probably meant as one, and suggests which.
 
-It knows the prefixes that are ours and what else puts such names into an environment; which
-settings there are, the caller says.
+It knows our prefixes and which other programs set names that begin like ours. The caller passes the
+names of the settings.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _OUR_PREFIXES = ("DISAGG", "SPECULATIVE_", "PD_", "ENABLE_PD", "PREFILL_", "DECODE_")
 # Passed between our own processes, never read as a setting.
 _INTERNAL_PREFIX = "PD_EAGLE_"
-# Hathora sets names of its own beside the two we read (HATHORA_PROCESS_ID, HATHORA_HOSTNAME, …):
-# only a near miss of those two is a mistake.
+# Hathora sets more variables than the two we read (HATHORA_PROCESS_ID, HATHORA_HOSTNAME, …), so
+# only a name close to one of the two is a mistake.
 _PLATFORM_PREFIX = "HATHORA_"
 _NEAR_MISS = 0.85
 # Kubernetes sets these for every service of the namespace, so also for one called "decode".

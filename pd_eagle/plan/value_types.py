@@ -1,7 +1,7 @@
-"""The forms a setting's value can take: how one is read from text or taken as it is.
+"""The types of a setting's value: how each is parsed from text or checked as it is.
 
-It knows no setting's name. A form raises ValueError or TypeError for what it cannot take; the
-message to the user is made by the caller, from `wanted`.
+It knows no setting's name. A type raises ValueError or TypeError for a bad value; the caller makes
+the message to the user from `wanted`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DEVICE_NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class ValueType:
     """What a value must look like, in words and as a function."""
 
     wanted: str
@@ -84,22 +84,22 @@ def _url(value: object) -> str:
     return text
 
 
-TEXT = Form("some text", _text)
-KEYS = Form("one key or several with commas between, none empty or with a blank in it", _keys)
-PATH = Form("a path or a Hugging Face name", _text)
-URL = Form("an http:// or https:// URL, or host:port", _url)
-FILE = Form("the path of a file", _text)
-FLAG = Form("true or false", _flag)
-OBJECT = Form("a JSON object", _object)
+TEXT = ValueType("some text", _text)
+KEYS = ValueType("one key or several with commas between, none empty or with a blank in it", _keys)
+PATH = ValueType("a path or a Hugging Face name", _text)
+URL = ValueType("an http:// or https:// URL, or host:port", _url)
+FILE = ValueType("the path of a file", _text)
+FLAG = ValueType("true or false", _flag)
+OBJECT = ValueType("a JSON object", _object)
 # SGLang 0.5.23, srt/arg_groups/fields/disagg.py, disaggregation_ib_device.
-INTERFACES = Form(
+INTERFACES = ValueType(
     "names with commas (mlx5_0,mlx5_1), a JSON object from GPU to names, or a .json file of one",
     _interfaces,
 )
 
 
-def whole(low: int, high: int | None = None) -> Form:
-    """Return the form of a whole number from `low` to `high`, both taken."""
+def whole(low: int, high: int | None = None) -> ValueType:
+    """Return the type of an integer from `low` to `high`, both included."""
 
     def read(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, (int, str)):
@@ -110,11 +110,11 @@ def whole(low: int, high: int | None = None) -> Form:
         return number
 
     bounds = f"≥ {low}" if high is None else f"from {low} to {high}"
-    return Form(f"a whole number {bounds}", read)
+    return ValueType(f"a whole number {bounds}", read)
 
 
-def seconds(*, zero: bool) -> Form:
-    """Return the form of a time span in seconds; `zero` says whether none at all is one."""
+def seconds(*, zero: bool) -> ValueType:
+    """Return the type of a duration in seconds; `zero` says whether 0 is allowed."""
 
     def read(value: object) -> float:
         number = _real(value)
@@ -122,7 +122,7 @@ def seconds(*, zero: bool) -> Form:
             raise ValueError(number)
         return number
 
-    return Form(f"a number of seconds {'≥' if zero else '>'} 0", read)
+    return ValueType(f"a number of seconds {'≥' if zero else '>'} 0", read)
 
 
 def _real(value: object) -> float:
@@ -141,11 +141,11 @@ def _fraction(value: object) -> float:
     return number
 
 
-FRACTION = Form("a number between 0 and 1, neither of them", _fraction)
+FRACTION = ValueType("a number between 0 and 1, neither of them", _fraction)
 
 
-def one_of(*words: str) -> Form:
-    """Return the form of one of `words`, in either case."""
+def one_of(*words: str) -> ValueType:
+    """Return the type of one of `words`, ignoring case."""
 
     def read(value: object) -> str:
         word = _text(value)
@@ -154,4 +154,4 @@ def one_of(*words: str) -> Form:
                 return known
         raise ValueError(word)
 
-    return Form(f"one of {', '.join(words)}", read)
+    return ValueType(f"one of {', '.join(words)}", read)

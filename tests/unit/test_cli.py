@@ -178,7 +178,7 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     words = " ".join(out.split())
     for row in TABLE:
         assert f"\n  {row.variable}  (default: {row.shown_default})\n" in out
-        assert f"{row.doc} Wanted: {row.form.wanted}." in words
+        assert f"{row.doc} Wanted: {row.type.wanted}." in words
     assert max(len(line) for line in out.splitlines()) <= 100
 
 
