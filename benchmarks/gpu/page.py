@@ -1,4 +1,4 @@
-"""What the stages found, as tables: for the page of measurements and for the README."""
+"""The stages' results as tables: for the page of measurements and for the README."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_MEASURED = "Not measured: no run of `benchmarks/gpu` on GPUs is kept here.\n
 
 
 def results(folder: Path = GPU_RESULTS) -> dict[str, Found]:
-    """Return what is kept, by file, in the stages' order; a stage may be in several files."""
+    """Return the committed results by file, in the order of stages, which may have several."""
     stems = {path.stem: path for path in folder.glob("stage-*.json")}
     files = [stem for name in STAGES for stem in sorted(stems) if stem.startswith(stage_file(name))]
     return {stem: json.loads(stems[stem].read_text()) for stem in files}
@@ -43,7 +43,7 @@ def section(folder: Path = GPU_RESULTS) -> str:
 
 
 def short(folder: Path = GPU_RESULTS) -> str:
-    """Return the README's words on GPUs: what was measured on which, stage by stage."""
+    """Return the README's summary of the GPU results: hardware and outcome of each stage."""
     found = results(folder)
     if not found:
         return NOT_MEASURED
@@ -58,24 +58,35 @@ def short(folder: Path = GPU_RESULTS) -> str:
 
 def _load_at_most(results: dict[str, Found]) -> str:
     """Return the services at the highest rate of each mix, in the order in which they ran."""
-    head = [
-        "7B shape",
-        "asked/s",
-        "answers/s",
-        "good/s",
-        "median to the first token, s",
-        "p99 of gaps, s",
-    ]
+    head = ["7B shape", *_RATES, "median to the first token, s", "p99 of gaps, s"]
     lines: list[list[Any]] = []
     parts = [(file, *part) for file, result in results.items() for part in result["parts"].items()]
     for file, name, part in parts:
         when = next((f", {word}" for word in ("first", "warm") if f"-{word}" in file), "")
         for mix in (mix for mix in ("chat", "long prompts") if mix in part):
-            run = part[mix][-1]
-            speeds = [run[key] for key in ("rate_per_s", "answers_per_s", "good_answers_per_s")]
+            run = _renamed(part[mix][-1])
+            speeds = [run[key] for key in ("offered_per_s", "completed_per_s", "goodput_per_s")]
             times = [run["first_token_s"]["p50"], run["gap_s"]["p99"]]
             lines.append([f"{name}: {mix}{when}", *speeds, *times])
     return "\n" + table(head, lines).removesuffix("\n")
+
+
+#: Keys of committed results from before the names of today.
+_OLD_KEYS = {
+    "rate_per_s": "offered_per_s",
+    "answers_per_s": "completed_per_s",
+    "good_answers_per_s": "goodput_per_s",
+    "asked": "offered",
+    "answered": "completed",
+}
+
+
+def _renamed(run: Found) -> Found:
+    return {_OLD_KEYS.get(key, key): value for key, value in run.items()}
+
+
+def _completed(run: Found) -> str:
+    return f"{run['completed']} of {run['offered']}"
 
 
 def _hardware(result: Found) -> str:
@@ -101,7 +112,7 @@ def _origin(file: str, result: Found) -> str:
 def _rows(
     parts: Found, of: Callable[[str, Found], Iterator[list[object]]], width: int
 ) -> Iterator[list[object]]:
-    """Yield the rows of every part; a part without a result has one that says why."""
+    """Yield the rows of every part; a part without a result gets one row with the reason."""
     for name, part in parts.items():
         if "error" in part or "skipped" in part:
             why = part.get("skipped") or f"failed: {part['error'].splitlines()[0][:160]}"
@@ -156,12 +167,11 @@ def _eagle(name: str, part: Found) -> Iterator[list[object]]:
 
 def _load(name: str, part: Found) -> Iterator[list[object]]:
     for mix in ("chat", "long prompts"):
-        for run in part[mix]:
+        for run in map(_renamed, part[mix]):
             first, gap = run["first_token_s"], run["gap_s"]
-            asked = f"{run['answered']} of {run['asked']}"
-            speeds = [run["answers_per_s"], run["good_answers_per_s"]]
+            speeds = [run[key] for key in ("offered_per_s", "completed_per_s", "goodput_per_s")]
             times = [first.get("p50", "–"), first.get("p99", "–"), gap.get("p99", "–")]
-            yield [name, mix, run["rate_per_s"], asked, *speeds, *times]
+            yield [name, mix, *speeds, _completed(run), *times]
 
 
 def _transfer(name: str, part: Found) -> Iterator[list[object]]:
@@ -179,14 +189,13 @@ def _transfer(name: str, part: Found) -> Iterator[list[object]]:
 def _mixed(name: str, part: Found) -> Iterator[list[object]]:
     for run in part["runs"]:
         for mix in (mix for mix in ("chat", "long prompts") if mix in run):
-            of = run[mix]
+            of = _renamed(run[mix])
             times = [of[key].get(at, "–") for key in _TIMES for at in ("p50", "p95")]
-            asked = f"{of['answered']} of {of['asked']}"
-            yield [run["plan"], run["load"], mix, of["rate_per_s"], asked, *times]
+            yield [run["plan"], run["load"], mix, of["offered_per_s"], _completed(of), *times]
 
 
 _TIMES = ("first_token_s", "mean_gap_s", "longest_gap_s")
-#: What a table's numbers do not say of themselves.
+#: What a reader must know besides a table's numbers.
 _NOTES = {
     "transfer": (
         "ms and GB/s are SGLang's own. Over NIXL they count from the first chunk sent to the end,"
@@ -208,6 +217,8 @@ _TITLES = {
     "transfer": "KV transfer",
     "mixed": "Chat and long prompts at once",
 }
+_OFFERED, _SHARE = "offered, requests/s", "completed of offered"
+_RATES = [_OFFERED, "completed, requests/s", "goodput, requests/s"]
 _FIRST = ["p50 to the first token, s", "p99", "p99 of gaps, s"]
 _TABLES: dict[str, tuple[list[str], Callable[[str, Found], Iterator[list[object]]]]] = {
     "plan": (["part", "mode", "as it must be", "transfer", "reason"], _plan),
@@ -236,11 +247,11 @@ _TABLES: dict[str, tuple[list[str], Callable[[str, Found], Iterator[list[object]
         ],
         _eagle,
     ),
-    "load": (["service", "mix", "asked/s", "answered", "answers/s", "good/s", *_FIRST], _load),
+    "load": (["service", "mix", *_RATES, _SHARE, *_FIRST], _load),
     "transfer": (["part", "what", "MB", "ms", "GB/s", "whole request, s"], _transfer),
     "mixed": (
         [
-            *("plan", "load", "mix", "asked/s", "answered"),
+            *("plan", "load", "mix", _OFFERED, _SHARE),
             *("p50 to the first token, s", "p95", "p50 of mean gaps, s", "p95"),
             *("p50 of longest gaps, s", "p95"),
         ],

@@ -237,3 +237,21 @@ def test_the_page_tells_warm_runs_and_sizes_that_were_asked_before(tmp_path: Pat
     rows = [line for line in page.short(tmp_path).splitlines() if line.startswith("| PD")]
     marked = ["| PD: chat", "| PD: chat, first", "| PD: chat, warm"]
     assert [row.split(" | ")[0] for row in rows][::2] == marked
+
+
+def test_old_and_new_names_of_rates_read_alike(tmp_path: Path) -> None:
+    times = {"first_token_s": {"p50": 0.1}, "gap_s": {"p99": 0.2}}
+    old = {"rate_per_s": 4, "answers_per_s": 3.5, "good_answers_per_s": 3.0}
+    new = {"offered_per_s": 4, "completed_per_s": 3.5, "goodput_per_s": 3.0}
+    head = {"finished": True, "dry_run": False, "hardware": {"gpus": ["G"]}, "versions": {}}
+    pages = []
+    for load in (
+        times | old | {"asked": 9, "answered": 8},
+        times | new | {"offered": 9, "completed": 8},
+    ):
+        parts = {"PD": {"chat": [load], "long prompts": [load]}}
+        text = json.dumps(head | {"commit": "0", "command": [], "parts": parts})
+        (tmp_path / "stage-6-load.json").write_text(text)
+        pages.append(page.section(tmp_path) + page.short(tmp_path))
+    assert pages[0] == pages[1]
+    assert "| PD | chat | 4 | 3.5 | 3.0 | 8 of 9 | 0.1 |" in pages[1]

@@ -1,7 +1,7 @@
 """Open-loop load on the big shape: PD against two replicas, TP 2, and SGLang's own PD and router.
 
-Two mixes, each at rising rates; the time to the first token, the gaps, and how many answers a
-second keep a service level. Prompts share no prefix.
+Two mixes, each at rising rates: time to the first token, gaps between tokens, completed requests/s
+and goodput (requests/s within the service level). Prompts share no prefix.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Requests of one kind; `first_s` and `gap_s` are the service level, `rates` a second."""
+    """Requests of one kind; `first_s` and `gap_s` are the service level, `rates` in requests/s."""
 
     name: str
     prompt_tokens: int
@@ -102,7 +102,7 @@ def _measured(host: Host, start: Callable[[ExitStack], Urls]) -> Found:
         urls = start(stack)
         found: Found = {"servers": len(urls), "ready_s": round(time.monotonic() - began, 1)}
         for mix in DRY if host.dry_run else (CHAT, LONG):
-            asyncio.run(_at_rate(urls, mix, 2.0, 1.0))  # warm
+            asyncio.run(_at_rate(urls, mix, 2.0, 1.0))  # warm-up
             found[mix.name] = [
                 asyncio.run(_at_rate(urls, mix, rate, 2.0 if host.dry_run else SECONDS))
                 for rate in mix.rates
@@ -111,19 +111,21 @@ def _measured(host: Host, start: Callable[[ExitStack], Urls]) -> Found:
 
 
 @dataclass
-class Asked:
+class Outcome:
+    """What the client saw of one request."""
+
     first_s: float = 0.0
     gaps_s: list[float] = field(default_factory=list)
     took_s: float = 0.0
     error: str | None = None
 
-    def good(self, mix: Mix) -> bool:
+    def within_level(self, mix: Mix) -> bool:
         mean = sum(self.gaps_s) / max(1, mix.new_tokens - 1)
         return self.error is None and self.first_s <= mix.first_s and mean <= mix.gap_s
 
 
 async def _at_rate(urls: Urls, mix: Mix, rate: float, seconds: float) -> Found:
-    """Ask at random moments, `rate` a second for `seconds`, whoever has not answered yet."""
+    """Offer Poisson arrivals at `rate` requests/s for `seconds`, whatever is still open."""
     draw = random.Random(f"{mix.name} {rate}")
     prompts = texts(draw, mix, max(1, round(rate * seconds)))
     connector = aiohttp.TCPConnector(limit=0)
@@ -135,25 +137,26 @@ async def _at_rate(urls: Urls, mix: Mix, rate: float, seconds: float) -> Found:
             url = urls[number % len(urls)]
             asking.append(asyncio.create_task(ask(session, url, text, mix)))
             await asyncio.sleep(draw.expovariate(rate))
-        asked = await asyncio.gather(*asking)
+        outcomes = await asyncio.gather(*asking)
         took_s = time.monotonic() - began
-    return _summed(asked, mix, rate, took_s)
+    return _summary(outcomes, mix, rate, took_s)
 
 
-def _summed(asked: list[Asked], mix: Mix, rate: float, took_s: float) -> Found:
-    answered = [one for one in asked if one.error is None]
+def _summary(outcomes: list[Outcome], mix: Mix, rate: float, took_s: float) -> Found:
+    completed = [one for one in outcomes if one.error is None]
+    good = sum(one.within_level(mix) for one in outcomes)
     return {
-        "rate_per_s": rate,
-        "asked": len(asked),
-        "answered": len(answered),
-        "errors": sorted({one.error for one in asked if one.error})[:5],
+        "offered_per_s": rate,
+        "offered": len(outcomes),
+        "completed": len(completed),
+        "errors": sorted({one.error for one in outcomes if one.error})[:5],
         "seconds": round(took_s, 2),
-        "answers_per_s": round(len(answered) / took_s, 3),
-        "good_answers_per_s": round(sum(one.good(mix) for one in asked) / took_s, 3),
+        "completed_per_s": round(len(completed) / took_s, 3),
+        "goodput_per_s": round(good / took_s, 3),
         "level": {"first_s": mix.first_s, "mean_gap_s": mix.gap_s},
-        "first_token_s": percentiles([one.first_s for one in answered]),
-        "gap_s": percentiles([gap for one in answered for gap in one.gaps_s]),
-        "whole_s": percentiles([one.took_s for one in answered]),
+        "first_token_s": percentiles([one.first_s for one in completed]),
+        "gap_s": percentiles([gap for one in completed for gap in one.gaps_s]),
+        "whole_s": percentiles([one.took_s for one in completed]),
     }
 
 
@@ -165,7 +168,7 @@ def texts(draw: random.Random, mix: Mix, count: int) -> list[str]:
     ]
 
 
-async def ask(session: aiohttp.ClientSession, url: str, text: str, mix: Mix) -> Asked:
+async def ask(session: aiohttp.ClientSession, url: str, text: str, mix: Mix) -> Outcome:
     body = {
         "model": "default",
         "prompt": text,
@@ -174,29 +177,29 @@ async def ask(session: aiohttp.ClientSession, url: str, text: str, mix: Mix) -> 
         "ignore_eos": True,
         "stream": True,
     }
-    asked, began = Asked(), time.monotonic()
+    outcome, began = Outcome(), time.monotonic()
     try:
         async with session.post(f"{url}/v1/completions", json=body) as response:
             if response.status != 200:
-                asked.error = f"{response.status}: {(await response.text())[:200]}"
-                return asked
-            await _read(response, asked, began)
+                outcome.error = f"{response.status}: {(await response.text())[:200]}"
+                return outcome
+            await _read(response, outcome, began)
     except (aiohttp.ClientError, TimeoutError) as error:
-        asked.error = f"{type(error).__name__}: {error}"[:200]
-    return asked
+        outcome.error = f"{type(error).__name__}: {error}"[:200]
+    return outcome
 
 
-async def _read(response: aiohttp.ClientResponse, asked: Asked, began: float) -> None:
+async def _read(response: aiohttp.ClientResponse, outcome: Outcome, began: float) -> None:
     last = began
     async for line in response.content:
         if not line.startswith(b"data: {"):
             continue
         if b'"error"' in line[:12]:
-            asked.error = line.decode()[:200]
+            outcome.error = line.decode()[:200]
         now = time.monotonic()
-        if asked.first_s:
-            asked.gaps_s.append(now - last)
+        if outcome.first_s:
+            outcome.gaps_s.append(now - last)
         else:
-            asked.first_s = now - began
+            outcome.first_s = now - began
         last = now
-    asked.took_s = time.monotonic() - began
+    outcome.took_s = time.monotonic() - began

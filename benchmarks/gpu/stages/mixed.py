@@ -1,7 +1,7 @@
 """Chat and long prompts at once: PD without and with a prefill window, and two unified replicas.
 
-All plans are up at the same time, with small KV pools; one is measured at a time, in both orders.
-MIXED_WINDOW is the window in tokens, MIXED_SECONDS how long each load lasts.
+All plans run at the same time, with small KV pools; one is measured at a time, in both orders.
+MIXED_WINDOW is the window in tokens, MIXED_SECONDS the length of each load.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import aiohttp
 
 from benchmarks.asking import percentiles
 from benchmarks.gpu.host import DUMMY, Host
-from benchmarks.gpu.stages.load import CHAT, DRY, LONG, Asked, Mix, ask, texts
+from benchmarks.gpu.stages.load import CHAT, DRY, LONG, Mix, Outcome, ask, texts
 from tests.engine.serving import ServerProcess
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 WINDOW = "MIXED_WINDOW"
 SECONDS = "MIXED_SECONDS"
-#: Chat and long prompts a second.
+#: Chat and long prompts, requests/s.
 RATES = (48.0, 5.0)
 LONG_ALONE = 8.0
 _SHARED = "benchmarks/gpu/shared_server.py"
@@ -134,20 +134,20 @@ async def _at_once(url: str, load: _Load, salt: str) -> Found:
     limit = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(connector=connector, timeout=limit) as session:
         began = time.monotonic()
-        asked = await asyncio.gather(
+        outcomes = await asyncio.gather(
             *(_offered(session, url, mix, rate, load.seconds, salt) for mix, rate in load.mixes)
         )
         took_s = time.monotonic() - began
-    kinds = zip(load.mixes, asked, strict=True)
-    return {mix.name: _summed(of_mix, rate, took_s) for (mix, rate), of_mix in kinds}
+    kinds = zip(load.mixes, outcomes, strict=True)
+    return {mix.name: _summary(of_mix, rate, took_s) for (mix, rate), of_mix in kinds}
 
 
 async def _offered(
     session: aiohttp.ClientSession, url: str, mix: Mix, rate: float, seconds: float, salt: str
-) -> list[Asked]:
+) -> list[Outcome]:
     draw = random.Random(f"{salt} {mix.name} {rate}")
     count = max(1, round(rate * seconds))
-    # The rate is exact over the whole time: the moments are random.
+    # Arrivals are random, their number is exact.
     moments = sorted(draw.uniform(0, seconds) for _ in range(count))
     prompts = await asyncio.to_thread(texts, draw, mix, count)
     began = time.monotonic()
@@ -158,17 +158,17 @@ async def _offered(
     return list(await asyncio.gather(*asking))
 
 
-def _summed(asked: list[Asked], rate: float, took_s: float) -> Found:
-    answered = [one for one in asked if one.error is None]
-    gaps = [one.gaps_s for one in answered if one.gaps_s]
+def _summary(outcomes: list[Outcome], rate: float, took_s: float) -> Found:
+    completed = [one for one in outcomes if one.error is None]
+    gaps = [one.gaps_s for one in completed if one.gaps_s]
     return {
-        "rate_per_s": rate,
-        "asked": len(asked),
-        "answered": len(answered),
-        "errors": sorted({one.error for one in asked if one.error})[:5],
+        "offered_per_s": rate,
+        "offered": len(outcomes),
+        "completed": len(completed),
+        "errors": sorted({one.error for one in outcomes if one.error})[:5],
         "seconds": round(took_s, 2),
-        "answers_per_s": round(len(answered) / took_s, 3),
-        "first_token_s": percentiles([one.first_s for one in answered]),
+        "completed_per_s": round(len(completed) / took_s, 3),
+        "first_token_s": percentiles([one.first_s for one in completed]),
         "mean_gap_s": percentiles([sum(of_one) / len(of_one) for of_one in gaps]),
         "longest_gap_s": percentiles([max(of_one) for of_one in gaps]),
     }
