@@ -1,7 +1,7 @@
-"""A thousand requests to real engines, each given up at a random moment: is anything held after it?
+"""A thousand requests to real engines, each aborted at a random moment: does anything leak?
 
-Requests, KV tokens and places in the queue must be what they were before, and the next request is
-served at once. Ends with code 1 otherwise.
+Requests, KV tokens and queue places must return to what they were before, and the next request is
+served at once. Exits with code 1 otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOMENTS = ("before submit", "soon", "later", "first delta", "midway", "at the en
 
 
 async def abort_one(engine: PDEngine, chance: random.Random) -> str:
-    """Start a request and give it up at a random moment; return which."""
+    """Start a request and abort it at a random moment; return which."""
     moment = chance.choice(MOMENTS)
     new_tokens = chance.randint(2, 24)
     prompt = "Tell me a story. " * chance.randint(1, 60)
@@ -37,7 +37,7 @@ async def abort_one(engine: PDEngine, chance: random.Random) -> str:
                 if seen == until:
                     return
 
-    # Queued, prefilling or transferring, as it happens: there is more work than may run at once.
+    # More work than may run at once: a request is queued, prefilling or transferring by then.
     delays_s = {"before submit": 0.0, "soon": chance.uniform(0, 0.3), "later": chance.uniform(0, 5)}
     if moment in delays_s:
         task = asyncio.create_task(read(-1))
@@ -50,10 +50,10 @@ async def abort_one(engine: PDEngine, chance: random.Random) -> str:
 
 
 async def abort_storm(engine: PDEngine, count: int) -> dict[str, Any]:
-    turn, chance = asyncio.Semaphore(128), random.Random(7)
+    slots, chance = asyncio.Semaphore(128), random.Random(7)
 
     async def one(number: int) -> str:
-        async with turn:
+        async with slots:
             moment = await abort_one(engine, random.Random(chance.random()))
         if number % 100 == 99:
             tell(f"{number + 1} of {count} requests")
@@ -64,24 +64,23 @@ async def abort_storm(engine: PDEngine, count: int) -> dict[str, Any]:
 
 
 def use(engine: PDEngine) -> dict[str, Any]:
-    """Return what the engines say they hold, and what the front holds open."""
+    """Return what the engines report to hold, and what the front has open."""
     health = engine.health()
     workers = {w["name"]: [w["running"], w["kv_tokens_used"]] for w in health["workers"]}
     inflight = [worker["inflight"] for worker in health["workers"]]
     return {"workers": workers, "front": [health["inflight"], health["queued"], *inflight]}
 
 
-def settled(engine: PDEngine, wanted: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    """Wait until `use` is what is wanted (it comes with the heartbeat), or the time is up."""
+def use_after(engine: PDEngine, expected: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """Poll `use` (heartbeats refresh it) until it is `expected` or the time is up; return it."""
     until = time.monotonic() + timeout_s
-    while (found := use(engine)) != wanted and time.monotonic() < until:
+    while (found := use(engine)) != expected and time.monotonic() < until:
         time.sleep(0.2)
     return found
 
 
-def aborts(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Give up requests at random moments; afterwards nothing is held."""
-    count = 60 if arguments.quick else 1000
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Abort requests at random moments; compare what is held before and after."""
     settings: dict[str, object] = {
         "decode_replicas": 2,
         "max_inflight": 32,
@@ -90,30 +89,32 @@ def aborts(arguments: argparse.Namespace) -> dict[str, Any]:
         "disagg_transfer_backend": arguments.transfer,
         "pd_mode": "on",
     }
-    params = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
     with PDEngine(**settings) as engine:
-        engine.generate(["Warm up."] * 8, params)
-        idle = {
-            "workers": {w["name"]: [0, 0] for w in engine.health()["workers"]},
-            "front": [0] * 5,
-        }
-        before = settled(engine, idle, 30)
-        moments = asyncio.run(abort_storm(engine, count))
-        began = time.monotonic()
-        engine.generate("The next request.", params)
-        next_s = time.monotonic() - began
-        after = settled(engine, before, 30)
-        states = {w["name"]: [w["state"], w["restarts"]] for w in engine.health()["workers"]}
-    summary = {
+        summary = _before_and_after(engine, 60 if arguments.quick else 1000)
+    wrong = int(summary["after"] != summary["before"])
+    return {"summary": summary | {"transfer": arguments.transfer}, "wrong": wrong}
+
+
+def _before_and_after(engine: PDEngine, count: int) -> dict[str, Any]:
+    params = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
+    engine.generate(["Warm up."] * 8, params)
+    names = [worker["name"] for worker in engine.health()["workers"]]
+    idle = {"workers": {name: [0, 0] for name in names}, "front": [0] * 5}
+    before = use_after(engine, idle, 30)
+    moments = asyncio.run(abort_storm(engine, count))
+    began = time.monotonic()
+    engine.generate("The next request.", params)
+    next_s = time.monotonic() - began
+    after = use_after(engine, before, 30)
+    workers = engine.health()["workers"]
+    return {
         "requests": count,
         "moments": moments,
         "before": before,
         "after": after,
         "the_next_request_s": round(next_s, 3),
-        "states_and_restarts": states,
-        "transfer": arguments.transfer,
+        "states_and_restarts": {w["name"]: [w["state"], w["restarts"]] for w in workers},
     }
-    return {"summary": summary, "wrong": int(after != before)}
 
 
 def main() -> int:
@@ -123,7 +124,7 @@ def main() -> int:
     arguments = parser.parse_args()
     log_to_file("abort_storm")
     name = "abort_storm" if arguments.transfer == "nixl" else "abort_storm_mooncake"
-    return conclude(name, aborts(arguments), arguments)
+    return conclude(name, measure(arguments), arguments)
 
 
 if __name__ == "__main__":

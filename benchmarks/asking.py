@@ -1,4 +1,4 @@
-"""What the load generators share: prompts to a `PDEngine`, bodies for the server, percentiles."""
+"""Shared by the load generators: prompts for a `PDEngine`, request bodies, percentiles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answers:
-    """What an engine answered to a list of prompts, in their order."""
+    """An engine's answers to a list of prompts, in the same order."""
 
     ids: list[list[int]]
     meta: list[dict[str, Any]]
@@ -32,6 +32,14 @@ class Answers:
         verifications = sum(meta.get("spec_verify_ct") or 0 for meta in self.meta)
         return round(self.tokens / verifications, 4) if verifications else None
 
+    def speed(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_s": round(self.tokens / self.seconds, 2),
+            "tokens_per_verification": self.tokens_per_verification,
+        }
+
 
 def ask(
     engine: PDEngine,
@@ -40,10 +48,10 @@ def ask(
     new_tokens: int,
     **options: Any,
 ) -> Answers:
-    """Ask all `prompts` (token ids), `at_once` at a time, greedily."""
+    """Generate greedily for all `prompts` (token ids), `at_once` at a time."""
 
-    async def one(turn: asyncio.Semaphore, ids: list[int]) -> dict[str, Any]:
-        async with turn:
+    async def one(slots: asyncio.Semaphore, ids: list[int]) -> dict[str, Any]:
+        async with slots:
             result: dict[str, Any] = await engine.async_generate(
                 input_ids=ids,
                 sampling_params={"temperature": 0, "max_new_tokens": new_tokens},
@@ -51,12 +59,12 @@ def ask(
             )
             return result
 
-    async def everyone() -> list[dict[str, Any]]:
-        turn = asyncio.Semaphore(at_once)
-        return await asyncio.gather(*(one(turn, ids) for ids in prompts))
+    async def all_prompts() -> list[dict[str, Any]]:
+        slots = asyncio.Semaphore(at_once)
+        return await asyncio.gather(*(one(slots, ids) for ids in prompts))
 
     began = time.monotonic()
-    results = asyncio.run(everyone())
+    results = asyncio.run(all_prompts())
     seconds = time.monotonic() - began
     return Answers([r["output_ids"] for r in results], [r["meta_info"] for r in results], seconds)
 

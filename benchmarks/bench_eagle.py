@@ -1,10 +1,10 @@
-"""EAGLE on real engines on this machine: is the output the same, what is accepted, is it faster?
+"""EAGLE on real engines on this machine: is it lossless, how much is accepted, is it faster?
 
     python -m benchmarks.bench_eagle lossless    # (steps, topk, draft tokens) x mode x batch size
     python -m benchmarks.bench_eagle rounding    # where bf16 first differs, and how close it was
     python -m benchmarks.bench_eagle speed       # tokens/s against EAGLE off, and what to choose
 
-Every mode writes one JSON file to benchmarks/results. `lossless` ends with 1 if a token differs.
+Every mode writes one JSON file to benchmarks/results. `lossless` exits with 1 if a token differs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DEFAULT_TREE: Tree = (2, 6, 10)
 
 @dataclass(frozen=True)
 class Model:
-    """A target with its draft, and prompts (token ids) that neither was made with."""
+    """A target with its draft, and prompts (token ids) that neither was trained on."""
 
     name: str
     settings: dict[str, object]
@@ -161,39 +161,27 @@ def _run(
 def rounding(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Count in bf16 where answers first differ from the plain engine's at batch 1.
 
-    The plain engine at batch 8 is counted too: it runs no EAGLE, only other batch shapes. `gap` is
-    the difference of the two best log probabilities at the place; a near tie is what rounding can
-    turn.
+    The plain engine at batch 8 is counted too: without EAGLE, only with other batch shapes. `gap`
+    is the difference of the two best log probabilities where they differ; rounding can flip near
+    ties.
     """
     model = MODELS["tiny" if arguments.quick else "embedded"](folder)
-    new_tokens = 32 if arguments.quick else NEW_TOKENS
-    top = {"return_logprob": True, "top_logprobs_num": 2}
-    runs = []
-    with start(model, "unified", None, "bfloat16") as engine:
-        reference = ask(engine, model.prompts, 1, new_tokens, **top)
-        others: dict[tuple[Tree | None, int], Answers]
-        others = {(None, 8): ask(engine, model.prompts, 8, new_tokens)}
-    with start(model, "unified", DEFAULT_TREE, "bfloat16") as engine:
-        for batch in BATCHES:
-            others[DEFAULT_TREE, batch] = ask(engine, model.prompts, batch, new_tokens)
+    reference, others = _rounded(model, 32 if arguments.quick else NEW_TOKENS)
     gaps = [gaps_of(meta) for meta in reference.meta]
+    runs = []
     for (tree, batch), answers in others.items():
         run = _run(model.name, "unified", tree, batch, answers, reference)
-        places = run["first_differences"]
-        run["gaps_at_first_difference"] = [
-            round(gaps[i][place], 4)
-            for i, place in enumerate(places)
-            if place is not None and place < len(gaps[i])
-        ]
+        run["gaps_at_first_difference"] = _gaps_at(run["first_differences"], gaps)
         runs.append(run)
     everywhere = sorted(gap for answer in gaps for gap in answer)
+    differing = {
+        f"{run['tree'] or 'no EAGLE'} batch {run['batch']}": run["prompts"] - run["equal"]
+        for run in runs
+    }
     summary = {
         "dtype": "bfloat16",
         "prompts": len(model.prompts),
-        "differing": {
-            f"{run['tree'] or 'no EAGLE'} batch {run['batch']}": run["prompts"] - run["equal"]
-            for run in runs
-        },
+        "differing": differing,
         "median_gap_of_all_tokens": round(statistics.median(everywhere), 4),
         "largest_gap_at_a_first_difference": max(
             (gap for run in runs for gap in run["gaps_at_first_difference"]), default=None
@@ -202,8 +190,31 @@ def rounding(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"summary": summary, "runs": runs, "wrong": 0}
 
 
+def _rounded(
+    model: Model, new_tokens: int
+) -> tuple[Answers, dict[tuple[Tree | None, int], Answers]]:
+    """Return the plain answers at batch 1, and those with another batch size or with EAGLE."""
+    top = {"return_logprob": True, "top_logprobs_num": 2}
+    others: dict[tuple[Tree | None, int], Answers] = {}
+    with start(model, "unified", None, "bfloat16") as engine:
+        reference = ask(engine, model.prompts, 1, new_tokens, **top)
+        others[None, 8] = ask(engine, model.prompts, 8, new_tokens)
+    with start(model, "unified", DEFAULT_TREE, "bfloat16") as engine:
+        for batch in BATCHES:
+            others[DEFAULT_TREE, batch] = ask(engine, model.prompts, batch, new_tokens)
+    return reference, others
+
+
+def _gaps_at(places: list[int | None], gaps: list[list[float]]) -> list[float]:
+    return [
+        round(of_answer[place], 4)
+        for place, of_answer in zip(places, gaps, strict=True)
+        if place is not None and place < len(of_answer)
+    ]
+
+
 def gaps_of(meta: dict[str, Any]) -> list[float]:
-    """Return for each token how much likelier the best was than the second (nats)."""
+    """Return the log probability gap between the two best tokens (nats), for each token."""
     return [best[0] - second[0] for best, second in meta["output_top_logprobs"]]
 
 
@@ -226,17 +237,7 @@ def speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for number, batch in product(range(rounds), (1, 4, 16)):
             for tree, engine in engines.items():
                 answers = ask(engine, model.prompts, batch, new_tokens)
-                runs.append(
-                    {
-                        "round": number,
-                        "tree": tree,
-                        "batch": batch,
-                        "tokens": answers.tokens,
-                        "seconds": round(answers.seconds, 3),
-                        "tokens_per_s": round(answers.tokens / answers.seconds, 2),
-                        "tokens_per_verification": answers.tokens_per_verification,
-                    }
-                )
+                runs.append({"round": number, "tree": tree, "batch": batch} | answers.speed())
                 tell(f"round {number + 1} of {rounds}: {runs[-1]}")
     table = [_row(runs, batch, tree) for batch, tree in product((1, 4, 16), trees)]
     summary = {"dtype": "bfloat16", "table": table, "advice": advice(table)}
@@ -260,7 +261,7 @@ def _row(runs: list[dict[str, Any]], batch: int, tree: Tree) -> dict[str, Any]:
 
 
 def advice(table: list[dict[str, Any]]) -> list[str]:
-    """Return which settings to choose for each batch size, and why."""
+    """Return the recommended settings for each batch size, with the reason."""
     said = []
     for batch in sorted({row["batch"] for row in table}):
         best = max((row for row in table if row["batch"] == batch), key=lambda row: row["ratio"])

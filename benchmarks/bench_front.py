@@ -1,4 +1,4 @@
-"""What does the front cost per streamed token, and what do people's other choices cost?
+"""CPU cost of the front per streamed token, compared with SGLang's servers and routers.
 
 The same scripted scheduler (`scripted_sglang.py`) stands behind this project's server, SGLang's own
 HTTP server, and two of those (prefill, decode) behind `sglang-router` and behind its mini-lb. The
@@ -44,13 +44,13 @@ TOKENS, QUICK_TOKENS = 64, 16
 #: At one level, longer answers too.
 LONGER, LONGER_AT = 4, 128
 PROFILED, PROFILE_S = (16, 128, 1000), 8
-#: No more than this times the cost at 16 streams may a token cost at 1,000.
+#: Largest ratio of a token's cost at 1,000 streams to that at 16.
 FLAT_WITHIN = 1.3
 
 
 def cpu_s(pids: list[int]) -> float:
     """Return the CPU time that these processes have used, all their threads, to the nanosecond."""
-    # The kernel's id of a process's CPU clock, as clock_getcpuclockid(3) makes it.
+    # The id of a process's CPU clock, computed as clock_getcpuclockid(3) does.
     return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
 
 
@@ -101,7 +101,7 @@ def one_round(side: Side, streams: int, cohorts: int, tokens: int) -> dict[str, 
 def measure(
     sides: list[Side], levels: dict[int, int], rounds: int, tokens: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rounds of all sides, which take turns; a first cohort of each only warms up."""
+    """Yield rounds in which all sides take turns; the first cohort of each is a warm-up."""
     for streams, cohorts in levels.items():
         for side in sides:
             cohort(side, streams, tokens)
@@ -118,10 +118,10 @@ def measure(
 
 
 def tell_apart(short: list[dict[str, Any]], longer: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what one more token costs a front, and what a request costs beside its tokens.
+    """Split a front's cost into cost per token and cost per request.
 
-    From the cost of a token in answers of two lengths: medians over the rounds, in microseconds,
-    and medians of the rounds' own ratios of ours to each peer.
+    Solved from two answer lengths: medians over the rounds, in microseconds, and medians of the
+    rounds' own ratios of ours to each peer.
     """
     lines = []
     ours = _request_and_token(short, longer, OURS)
@@ -215,14 +215,14 @@ def _ratios(ours: list[dict[str, Any]], peer: list[dict[str, Any]]) -> dict[str,
     }
 
 
-# --- where ours spends it
+# --- profile of our front
 
 
 def profile(side: Side, row: dict[str, Any], seconds: int, tokens: int) -> dict[str, Any]:
-    """Return the functions in which ours spends its time, by samples of py-spy.
+    """Return the functions in which our front spends its time, sampled by py-spy.
 
-    `row` is what was measured: as many streams run, and its cost is what is divided up.
-    Only who holds Python's lock is sampled: threads that wait are not.
+    As many streams run as in `row`, and its measured cost is divided among the functions. Only
+    threads that hold the GIL are sampled.
     """
     spy = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if spy is None:
@@ -266,26 +266,12 @@ def _shares(stacks: str, us_per_token: float) -> dict[str, Any]:
 
 def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure all sides; return the result."""
-    levels, rounds, tokens = (
-        (QUICK_LEVELS, 1, QUICK_TOKENS) if arguments.quick else (LEVELS, 3, TOKENS)
-    )
-    if arguments.levels:
-        levels = {streams: LEVELS[streams] for streams in arguments.levels}
-    rounds = arguments.rounds or rounds
+    tokens = QUICK_TOKENS if arguments.quick else TOKENS
     LOGS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
         sides = stage.start(arguments.peers, arguments.before)
         tell(f"all answer: {', '.join(side.name for side in sides)}")
-        rows = list(measure(sides, levels, rounds, tokens))
-        summary = summarize(rows)
-        if LONGER_AT in levels:
-            longer = list(measure(sides, {LONGER_AT: 1}, rounds, LONGER * tokens))
-            summary["apart"] = {
-                "streams": LONGER_AT,
-                "tokens": [tokens, LONGER * tokens],
-                "table": tell_apart(rows, longer),
-            }
-            rows += longer
+        rows, summary = _measured(sides, arguments, tokens)
         profiled = [
             profile(sides[0], row, PROFILE_S, tokens)
             for row in summary["table"]
@@ -301,6 +287,27 @@ def bench(arguments: argparse.Namespace) -> dict[str, Any]:
         "profile": profiled,
         "wrong": len(wrong),
     }
+
+
+def _measured(
+    sides: list[Side], arguments: argparse.Namespace, tokens: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the rounds at all levels and their summary; one level has longer answers too."""
+    levels, rounds = (QUICK_LEVELS, 1) if arguments.quick else (LEVELS, 3)
+    if arguments.levels:
+        levels = {streams: LEVELS[streams] for streams in arguments.levels}
+    rounds = arguments.rounds or rounds
+    rows = list(measure(sides, levels, rounds, tokens))
+    summary = summarize(rows)
+    if LONGER_AT not in levels:
+        return rows, summary
+    longer = list(measure(sides, {LONGER_AT: 1}, rounds, LONGER * tokens))
+    summary["apart"] = {
+        "streams": LONGER_AT,
+        "tokens": [tokens, LONGER * tokens],
+        "table": tell_apart(rows, longer),
+    }
+    return rows + longer, summary
 
 
 def main(argv: list[str] | None = None) -> int:

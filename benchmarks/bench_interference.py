@@ -1,8 +1,8 @@
-"""What long prompts do to streams that decode: prefill and decode apart, and in one engine.
+"""How long prompts disturb decoding streams: with PD, and in one unified engine.
 
     python -m benchmarks.bench_interference
 
-Some streams decode steadily while long prompts arrive at a fixed interval. What counts is the gap
+Some streams decode steadily while long prompts arrive at a fixed interval. Measured is the gap
 between two events of a stream, as a client sees it. With PD, the prefill and the decode scheduler
 have a core each; a unified engine has both cores and a thread for each.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 STREAMS = 4
 LONG_TOKENS = 1800
-# More than any stream makes in its time: one that ended would no longer be disturbed.
+# More than a stream generates within a run: a finished one could not be disturbed.
 STREAM_TOKENS = 4000
 RATIO_WANTED = 0.5
 PD = "PD"
@@ -39,7 +39,7 @@ PD = "PD"
 
 @dataclass(frozen=True)
 class Times:
-    """How long the streams are watched alone, and with long prompts every `every_s`."""
+    """How long streams are measured alone, and with a long prompt every `every_s`."""
 
     alone_s: float
     disturbed_s: float
@@ -58,7 +58,7 @@ PLANS: dict[str, dict[str, str]] = {
 
 
 def pin(workers: list[dict[str, Any]]) -> dict[str, list[int]]:
-    """Give each of several schedulers a core of its own, a single one all; return who has what."""
+    """Pin each of several schedulers to its own core, a single one to all; return the cores."""
     cores = sorted(os.sched_getaffinity(0))
     given: dict[str, list[int]] = {}
     for number, worker in enumerate(workers):
@@ -72,7 +72,7 @@ def pin(workers: list[dict[str, Any]]) -> dict[str, list[int]]:
 
 @dataclass
 class Watch:
-    """The gaps of all streams, those while nothing else ran apart from the others."""
+    """The gaps of all streams: undisturbed ones, and those with long prompts beside them."""
 
     alone_ms: list[float] = field(default_factory=list)
     disturbed_ms: list[float] = field(default_factory=list)
@@ -94,7 +94,7 @@ async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 async def stream(
     client: httpx.AsyncClient, number: int, watch: Watch, flowing: asyncio.Event
 ) -> None:
-    """Decode until cancelled; an end that comes before is a failure."""
+    """Decode until cancelled; an earlier end is a failure."""
     body = chat_body(f"Tell a very long story about the number {number}.", STREAM_TOKENS)
     async with client.stream("POST", CHAT, json=body) as response:
         last = None
@@ -110,7 +110,7 @@ async def stream(
 
 
 async def long_prompt(client: httpx.AsyncClient, chance: random.Random, watch: Watch) -> None:
-    # Token ids at random: no prompt begins like another, so no cache helps.
+    # Random token ids: no shared prefix, so the prefix cache never hits.
     ids = [chance.randrange(1000, 40_000) for _ in range(LONG_TOKENS)]
     body = {"model": "default", "prompt": ids, "max_tokens": 1, "temperature": 0}
     began = time.monotonic()
@@ -121,7 +121,7 @@ async def long_prompt(client: httpx.AsyncClient, chance: random.Random, watch: W
 
 
 async def disturb(client: httpx.AsyncClient, times: Times, watch: Watch) -> None:
-    """Send a long prompt every `every_s`, whether the one before was answered or not."""
+    """Send a long prompt every `every_s`, whether the previous one was answered or not."""
     chance = random.Random(11)
     watch.disturbed = True
     async with asyncio.TaskGroup() as group:
@@ -133,7 +133,7 @@ async def disturb(client: httpx.AsyncClient, times: Times, watch: Watch) -> None
 
 
 async def watch_streams(url: str, times: Times) -> Watch:
-    """Watch the streams, first alone, then disturbed."""
+    """Measure the streams, first alone, then disturbed."""
     watch, limits = Watch(), httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         flowing = [asyncio.Event() for _ in range(STREAMS)]
@@ -156,7 +156,7 @@ async def watch_streams(url: str, times: Times) -> Watch:
 
 
 def measure(url: str, times: Times) -> dict[str, Any]:
-    """Watch the server at `url`; return the gaps, raw and in short."""
+    """Measure the server at `url`; return the gaps, raw and as percentiles."""
     watch = asyncio.run(watch_streams(url, times))
     return {
         "gaps_alone": percentiles(watch.alone_ms),
@@ -172,7 +172,7 @@ def measure(url: str, times: Times) -> dict[str, Any]:
 
 
 def measure_plan(name: str, settings: dict[str, str], times: Times) -> dict[str, Any]:
-    # A step with a long prompt may take longer than usual, and is no hang.
+    # A step with a long prompt may take long without being a hang.
     settings |= {"HANG_TIMEOUT_S": "120"}
     with ServerProcess(LOGS / "bench_interference.log", **settings) as server:
         pinned = pin(server.get("/health")[1]["workers"])

@@ -1,11 +1,10 @@
-"""What our series cost the front: CPU time for a streamed token, with them and without.
+"""What metrics cost the front: CPU time per streamed token, with our series and without.
 
-One server process with SGLang's OpenAI classes and scripted engines serves rounds of streams, in
-turn with and without anybody who counts; its CPU time is the kernel's, read from outside. Rounds of
-the same kind differ by more than counting costs, so with it everything is counted ten times, and
-what that adds is divided by ten. Two loads: paced, one token a stream every 10 ms as engines give
-them, and flat out, where tokens come many at once and one costs least. Ends with code 1 above 2 %
-of the first.
+One server process with SGLang's OpenAI classes and scripted engines serves rounds of streams,
+alternately with and without metrics; its CPU time is read from the kernel. Rounds of the same kind
+differ by more than the metrics cost, so everything is counted ten times and the difference divided
+by ten. Two loads: paced, one token per stream every 10 ms as from real engines, and flat out, where
+tokens come in batches and each costs least. Exits with code 1 above 2 % in the paced load.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ STREAMS = 32
 TOKENS = 150
 PAUSE_S = 0.01
 LIMIT_PERCENT = 2.0
-#: How often everything is counted in a round with the series.
+#: How many times everything is counted in a round with metrics.
 TIMES = 10
-#: How often Prometheus asks, by its own default.
+#: Prometheus' default scrape interval.
 SCRAPE_INTERVAL_S = 60.0
-#: The first token of a prompt says whether anybody counts, and how fast the answer comes.
+#: The first token of a prompt selects the load, and metrics on or off (`switched.py`).
 WITH, WITHOUT = {"paced": ord("p"), "flat_out": ord("f")}, {"paced": ord("q"), "flat_out": ord("g")}
 ENGINES = Script(
     max_total_tokens=10**6, acts={letter: Act(pause_s=PAUSE_S) for letter in ("p", "q")}
@@ -40,13 +39,13 @@ ENGINES = Script(
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU time of all threads that a process has now."""
+    """Return the CPU time of all current threads of a process."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 async def stream(port: int, prompt: list[int]) -> int:
-    """Return how many tokens one stream brought."""
+    """Run one stream; return the number of its tokens."""
     asked = {"prompt": prompt, "max_tokens": TOKENS, "stream": True, "ignore_eos": True}
     body = json.dumps({"model": "default", **asked}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -60,7 +59,7 @@ async def stream(port: int, prompt: list[int]) -> int:
 
 
 async def measured(server: Server, port: int, kind: int) -> float:
-    """Return the front's CPU microseconds for one token of a round."""
+    """Run one round; return the front's CPU microseconds per token."""
     before = cpu_s(server.pid)
     tokens = await asyncio.gather(*(stream(port, [kind, n]) for n in range(STREAMS)))
     used_s = cpu_s(server.pid) - before
@@ -79,10 +78,10 @@ async def scrape_ms(server: Server, times: int) -> float:
 
 
 async def compared(server: Server, port: int, load: str, rounds: int) -> dict[str, list[float]]:
-    """Return the microseconds for one token in each round, with the series and without."""
+    """Return the microseconds per token of each round, with metrics and without."""
     kinds = {"with": WITH[load], "without": WITHOUT[load]}
     used: dict[str, list[float]] = {name: [] for name in kinds}
-    for kind in kinds.values():  # the first round is slower
+    for kind in kinds.values():  # warm-up
         await measured(server, port, kind)
     for number in range(rounds):
         for name in sorted(kinds, reverse=bool(number % 2)):

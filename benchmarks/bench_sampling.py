@@ -32,7 +32,7 @@ LEAST_P = 0.001
 
 
 def expected(target: Path) -> torch.Tensor:
-    """Return the probability of every pair of first and second token [VOCAB, VOCAB]."""
+    """Return the probability of each pair of first and second token, shape [VOCAB, VOCAB]."""
     model = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
     prompts = torch.tensor([[*PROMPT, first] for first in range(VOCAB)])
     with torch.no_grad():
@@ -41,13 +41,13 @@ def expected(target: Path) -> torch.Tensor:
 
 
 async def draw(engine: PDEngine, count: int) -> torch.Tensor:
-    """Return how often each pair was drawn [VOCAB, VOCAB]."""
+    """Return the count of each pair of tokens, shape [VOCAB, VOCAB]."""
     counts = torch.zeros(VOCAB, VOCAB, dtype=torch.int64)
     params = {"temperature": TEMPERATURE, "max_new_tokens": 4, "ignore_eos": True}
-    turn = asyncio.Semaphore(256)
+    slots = asyncio.Semaphore(256)
 
     async def one(number: int) -> None:
-        async with turn:
+        async with slots:
             result = await engine.async_generate(input_ids=PROMPT, sampling_params=params)
         first, second = result["output_ids"][:2]
         counts[first, second] += 1
@@ -59,7 +59,7 @@ async def draw(engine: PDEngine, count: int) -> torch.Tensor:
 
 
 def chi_squared(observed: torch.Tensor, probs: torch.Tensor) -> dict[str, float]:
-    """Return Pearson's statistic, its degrees of freedom and p; rare pairs count as one."""
+    """Return Pearson's statistic, its degrees of freedom and p; rare pairs are pooled."""
     seen, mean = observed.flatten().double(), probs.flatten() * observed.sum()
     often = mean >= 5
     seen = torch.cat((seen[often], seen[~often].sum()[None]))
@@ -68,7 +68,7 @@ def chi_squared(observed: torch.Tensor, probs: torch.Tensor) -> dict[str, float]
 
 
 def homogeneity(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
-    """Return the same of whether two rows of counts, of equal sums, are of one distribution."""
+    """Return the same for the test of homogeneity of two rows of counts with equal sums."""
     a, b = one.flatten().double(), other.flatten().double()
     often = a + b >= 10
     a = torch.cat((a[often], a[~often].sum()[None]))
@@ -89,31 +89,35 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model = Model(
         "tiny", {"model_path": str(target)}, {"speculative_draft_model_path": str(draft)}, []
     )
-    probs = expected(target)
     counts: dict[str, torch.Tensor] = {}
     trees: dict[str, Tree | None] = {"without_eagle": None, "with_eagle": DEFAULT_TREE}
     for name, tree in trees.items():
         tell(name)
         with start(model, arguments.mode, tree, "float32") as engine:
             counts[name] = asyncio.run(draw(engine, count))
-    against_model = {name: chi_squared(seen, probs) for name, seen in counts.items()}
-    against_each_other = homogeneity(counts["with_eagle"], counts["without_eagle"])
-    # Has the test the power to see what is wrong? Draws at temperature 0.9 must fail it.
-    warmer = chi_squared(counts["with_eagle"], probs ** (0.8 / 0.9) / (probs ** (0.8 / 0.9)).sum())
-    found = [*against_model.values(), against_each_other]
+    tests = _tests(counts, expected(target))
     summary = {
         "draws_each": count,
         "temperature": TEMPERATURE,
         "tree": DEFAULT_TREE,
         "mode": arguments.mode,
         "pairs_possible": VOCAB**2,
-        "against_the_model": against_model,
-        "against_each_other": against_each_other,
-        "against_temperature_0.9": warmer,
+        **tests,
     }
+    judged = [*tests["against_the_model"].values(), tests["against_each_other"]]
     raw = {name: seen.tolist() for name, seen in counts.items()}
-    wrong = sum(one["p"] < LEAST_P for one in found)
-    return {"summary": summary, "counts": raw, "wrong": wrong}
+    return {"summary": summary, "counts": raw, "wrong": sum(one["p"] < LEAST_P for one in judged)}
+
+
+def _tests(counts: dict[str, torch.Tensor], probs: torch.Tensor) -> dict[str, Any]:
+    # A check of the test's power: draws against the distribution at temperature 0.9 must fail it.
+    warmer = probs ** (TEMPERATURE / 0.9)
+    eagle = counts["with_eagle"]
+    return {
+        "against_the_model": {name: chi_squared(seen, probs) for name, seen in counts.items()},
+        "against_each_other": homogeneity(eagle, counts["without_eagle"]),
+        "against_temperature_0.9": chi_squared(eagle, warmer / warmer.sum()),
+    }
 
 
 def main() -> int:

@@ -1,10 +1,10 @@
-"""Our server and SGLang's own, asked by SGLang's own client, all in one run on this machine.
+"""Our server and SGLang's own, under load from SGLang's own client, in one run on this machine.
 
     python -m benchmarks.bench_serving
 
-The same model, the same engine arguments, one system at a time. Every system starts once with all
-request rates; then the two that the ratios compare start again, in the other order, for saturation
-alone. Ends with 1 if a request failed or if two systems gave different answers.
+The same model, the same engine arguments, one system at a time. Every system starts once and serves
+all request rates; then the two that the ratios compare start again, in the other order, for
+saturation alone. Exits with 1 if a request failed or if two systems gave different answers.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ PROMPT_TOKENS, NEW_TOKENS = 128, 64
 LONGER = "Name three rivers of Europe and say in one sentence where each of them flows."
 CLIENT_TIMEOUT_S = 300.0
 
-#: SGLang's series of what a request waits for, stage by stage (0.5.23).
+#: SGLang's histogram of a request's latency by stage (0.5.23).
 STAGES = "sglang:per_stage_req_latency_seconds"
 TTFT = "ttft_p50_ms"
-#: What is wanted against SGLang's servers behind its router: at least, or at most.
+#: Targets for the ratio of ours to SGLang's servers behind its router.
 WANTED = {
     "requests_per_s": ("at least", 1.1),
     TTFT: ("at most", 0.85),
@@ -66,7 +66,7 @@ def client(url: str, rate: str, requests: int) -> dict[str, Any]:
         command = [
             *(sys.executable, "-m", "sglang.benchmark.serving", "--backend", "sglang-oai-chat"),
             *("--base-url", url, "--model", "default", "--tokenizer", str(demo.model_dir())),
-            # Each length is drawn from the upper half.
+            # Lengths are drawn between half of the given length and all of it.
             *("--dataset-name", "random-ids", "--random-range-ratio", "0.5"),
             *("--random-input-len", str(PROMPT_TOKENS), "--random-output-len", str(NEW_TOKENS)),
             *("--request-rate", rate, "--num-prompts", str(requests), "--seed", "7"),
@@ -75,7 +75,7 @@ def client(url: str, rate: str, requests: int) -> dict[str, Any]:
         done = subprocess.run(
             command,
             cwd=folder,
-            # Everything is on the disk; without a network it would ask for a minute.
+            # Everything is on disk; without a network the client would retry for a minute.
             env=os.environ | {"HF_HUB_OFFLINE": "1"},
             capture_output=True,
             text=True,
@@ -91,9 +91,9 @@ def client(url: str, rate: str, requests: int) -> dict[str, Any]:
 
 
 def prefill_forwards(url: str) -> tuple[float, float]:
-    """Return seconds and number of the engine's prefill forward passes; zeros where none are told.
+    """Return total seconds and number of the engine's prefill forward passes; zeros if unknown.
 
-    They are the arithmetic within a TTFT: the same engine with the same arguments in all systems.
+    This is the model's share of a TTFT: all systems run the same engine with the same arguments.
     """
     found = {"_sum": 0.0, "_count": 0.0}
     with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/metrics", timeout=30) as said:
@@ -110,17 +110,11 @@ def _ms(seconds: list[float]) -> list[float]:
 
 
 def measure(system: Running, rate: str, requests: int) -> Run:
-    """Ask `system` at `rate`; return what the client saw and what it cost."""
-    forward_s, forwards = prefill_forwards(system.url)
-    before = system.cpu_s()
+    """Offer `requests` to `system` at `rate`; return what the client saw and the CPU it cost."""
+    forwards, cpu_s = prefill_forwards(system.url), system.cpu_s()
     line = client(system.url, rate, requests)
-    # The client's own start and the time after the last answer count too: both are idle.
-    cpu_s = system.cpu_s() - before
-    then_s, then = prefill_forwards(system.url)
-    ttft, itl = _ms(line["ttfts"]), _ms([gap for gaps in line["itls"] for gap in gaps])
-    # From the first token on: the first gap is that between the first token and the second.
-    e2e = [round(t + sum(_ms(gaps)), 1) for t, gaps in zip(ttft, line["itls"], strict=True)]
-    tokens = line["total_output_tokens"]
+    # The client's start and the time after the last answer count too: the system is idle then.
+    cpu_s = system.cpu_s() - cpu_s
     run = {
         "rate": rate,
         "requests": requests,
@@ -128,15 +122,11 @@ def measure(system: Running, rate: str, requests: int) -> Run:
         "seconds": round(line["duration"], 2),
         "requests_per_s": round(line["request_throughput"], 3),
         "tokens_per_s": round(line["output_throughput"], 2),
-        "cpu_s_per_1000_tokens": round(1000 * cpu_s / tokens, 2),
-        "ttft_ms": percentiles(ttft),
-        "itl_ms": percentiles(itl),
-        "e2e_ms": percentiles(e2e),
-        "prefill_forward_ms": (
-            round(1000 * (then_s - forward_s) / (then - forwards), 1) if then > forwards else None
-        ),
-        "raw": {"ttft_ms": ttft, "itl_ms": itl, "e2e_ms": e2e},
+        "cpu_s_per_1000_tokens": round(1000 * cpu_s / line["total_output_tokens"], 2),
+        "prefill_forward_ms": _mean_ms(forwards, prefill_forwards(system.url)),
     }
+    raw = _latencies_ms(line)
+    run |= {name: percentiles(values) for name, values in raw.items()} | {"raw": raw}
     tell(
         f"{system.name} at {rate}/s: {run['completed']} of {requests}, "
         f"{run['requests_per_s']} requests/s, TTFT {run['ttft_ms']['p50']} ms"
@@ -144,14 +134,29 @@ def measure(system: Running, rate: str, requests: int) -> Run:
     return run
 
 
+def _mean_ms(before: tuple[float, float], after: tuple[float, float]) -> float | None:
+    seconds, count = after[0] - before[0], after[1] - before[1]
+    return round(1000 * seconds / count, 1) if count > 0 else None
+
+
+def _latencies_ms(line: Run) -> dict[str, list[float]]:
+    ttft, gaps = _ms(line["ttfts"]), [_ms(of_one) for of_one in line["itls"]]
+    return {
+        "ttft_ms": ttft,
+        "itl_ms": [gap for of_one in gaps for gap in of_one],
+        # The first gap is that between the first and the second token.
+        "e2e_ms": [round(t + sum(of_one), 1) for t, of_one in zip(ttft, gaps, strict=True)],
+    }
+
+
 def measure_all(name: str, loads: dict[str, int], number: int) -> Run:
-    """Start the system `name`, ask it at every rate of `loads`, stop it."""
+    """Start the system `name`, measure it at every rate of `loads`, stop it."""
     found: Run = {"system": name, "round": number}
     try:
         with Running(name, SYSTEMS[name]()) as system:
             found["ready_s"] = round(system.ready_s, 2)
             found["answer"] = system.first_answer
-            # Not judged: two likeliest tokens lie so near that rounding in bfloat16 turns them.
+            # Not compared: in bfloat16 rounding can flip a near tie of the two best tokens.
             found["longer_answer"] = system.ask(LONGER, 32)
             tell(f"{name}: first answer after {found['ready_s']} s")
             found["loads"] = [measure(system, rate, count) for rate, count in loads.items()]
@@ -257,7 +262,7 @@ def _ratio(figure: str, wanted: tuple[str, float], ours: float, theirs: float) -
 
 
 def wrong(runs: list[Run]) -> int:
-    """Return how many requests failed, and how many systems answered unlike the first."""
+    """Return the number of failed requests plus that of systems that answered unlike the first."""
     started = [run for run in runs if "loads" in run]
     loads = [load for run in started for load in run["loads"]]
     failed = sum(int(load["requests"]) - int(load["completed"]) for load in loads)

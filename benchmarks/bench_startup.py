@@ -1,7 +1,6 @@
 """Start-up time, private memory and idle CPU of `make serve`, with one and with two decode workers.
 
-Both plans are started in turn, several times, in one run; the last line of standard output is the
-JSON that is also written to a file. Linux only.
+Both plans are started alternately, several times, in one run. Linux only.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def server_processes() -> list[psutil.Process]:
 
 
 def memory_mib(processes: list[psutil.Process]) -> dict[str, float]:
-    """Return the private memory (USS) of each process, named by what it is."""
+    """Return the private memory (USS) of each process, by its role."""
     with urllib.request.urlopen(f"{URL}/health", timeout=5) as response:
         workers = json.load(response)["workers"]
     names = {worker["pid"]: f"{worker['name']} host" for worker in workers}
@@ -83,7 +82,7 @@ def memory_mib(processes: list[psutil.Process]) -> dict[str, float]:
 
 
 def idle_cores(processes: list[psutil.Process], seconds: float) -> float:
-    """Return how many cores the processes use together while nothing is asked of them."""
+    """Return how many cores the processes use together while idle."""
 
     def used() -> float:
         return sum(sum(process.cpu_times()[:2]) for process in processes)

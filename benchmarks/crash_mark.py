@@ -1,8 +1,8 @@
-"""A server of real engines that a mark in a prompt makes crash; no part of the product.
+"""A server whose engines crash at a mark in a prompt: fault injection, no part of the product.
 
-`[[crash decode exception 3]]` in a prompt: the decode scheduler that has this request raises when
-it has made three tokens of it. Run `python -m benchmarks.crash_mark` in the place of `server.py`.
-Works where engines are forked from their worker (on a CPU), since SGLang is patched there.
+With `[[crash decode exception 3]]` in a prompt, the decode scheduler of this request raises after
+three tokens. Run `python -m benchmarks.crash_mark` instead of `server.py`. Works only where engines
+are forked from their worker (on a CPU), because SGLang is patched in the worker.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _MARK = re.compile(r"\[\[crash (\w+) (\w+) (\d+)\]\]")
 
 
 def mark(role: str, way: str = "exception", after: int = 0) -> str:
-    """Return what a prompt must contain for a scheduler of `role` to crash after some tokens."""
+    """Return the mark at which a scheduler of `role` crashes after `after` tokens."""
     assert role in ROLES, role
     assert way in WAYS, way
     return f"[[crash {role} {way} {after}]]"
 
 
 def start(engine_args: Mapping[str, Any], *, fork: bool) -> engine.Engine:
-    """Start an engine whose scheduler obeys marks."""
+    """Start an engine whose scheduler crashes at marks."""
     assert fork, "a spawned scheduler would not have the patch"
     from sglang.srt.managers.scheduler import Scheduler
 
@@ -51,7 +51,7 @@ def start(engine_args: Mapping[str, Any], *, fork: bool) -> engine.Engine:
 
 
 class CrashingServer(ServerProcess):
-    """A server that obeys marks."""
+    """A server whose engines crash at marks."""
 
     PROGRAM = ("-m", "benchmarks.crash_mark")
 

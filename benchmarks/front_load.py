@@ -1,8 +1,8 @@
-"""A load generator that costs little: raw sockets, events counted in bytes, one process a cohort.
+"""A cheap load generator: raw sockets, events counted as bytes, one process per cohort.
 
-A cohort is a number of streams that run in step: the engine gets a credit for the next token when
-every stream has the last one. So an engine emits as fast as it is taken, and each token is an event
-of its own. `python -m benchmarks.front_load '{"url": …}'` prints JSON.
+A cohort is a number of streams in lockstep: the engine gets a credit for the next token when every
+stream has received the last one. So the engine emits as fast as clients read, and each token is an
+event of its own. `python -m benchmarks.front_load '{"url": …}'` prints JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-#: Events of a stream that are no tokens: the role before them, the finish reason and [DONE] after.
+#: Events of a stream besides its tokens: first the role; last the finish reason and [DONE].
 _FIRST_EVENTS, _LAST_EVENTS = 1, 2
 _STALL_S = 60.0
 
@@ -30,7 +30,7 @@ class _Stream:
 
 
 class Cohort:
-    """Streams that run in step."""
+    """Streams in lockstep."""
 
     def __init__(self, url: str, body: dict[str, Any], streams: int, credits: str) -> None:
         parts = urlsplit(url)
@@ -48,7 +48,7 @@ class Cohort:
         self._events = 0
 
     def run(self) -> dict[str, Any]:
-        """Run the cohort to its end; times in seconds, those of steps since their credit."""
+        """Run the cohort to its end; times in seconds, of tokens since their credit."""
         engine = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         engine.connect(self._credits)
         self._connect()
@@ -63,7 +63,7 @@ class Cohort:
         wall_s = time.monotonic() - began
         for stream in self._streams:
             stream.sock.close()
-        # The first step waits for the requests to be read: it is the time to the first token.
+        # The first step includes reading the requests: it is the time to the first token.
         return {
             "wall_s": wall_s,
             "first_token_s": steps[0][-1],
@@ -79,7 +79,7 @@ class Cohort:
             self._streams.append(stream)
 
     def _step(self, events: int) -> list[float]:
-        """Read until there are so many events in all; return when those of this step came."""
+        """Read until `events` have come in all; return the arrival times of this step's events."""
         began, arrivals = time.monotonic(), []
         while self._events < events:
             ready = self._selector.select(_STALL_S)

@@ -1,6 +1,6 @@
-"""The sides of `bench_front`: ours, ours at another commit, SGLang's front, and its routers.
+"""The systems that `bench_front` compares: ours, ours at another commit, SGLang's, its routers.
 
-They are started over the same scripted scheduler and ended. It knows nothing of load or figures.
+Starts and ends them over the same scripted scheduler; knows nothing of load or figures.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_INFLIGHT = 2000
 
 @dataclass(slots=True)
 class Side:
-    """One way to serve: where, and which processes stand between client and engine."""
+    """One system: its address, and the processes between client and engine."""
 
     name: str
     url: str
@@ -50,7 +50,7 @@ class Side:
 
 
 class Stage:
-    """Starts all sides and ends them."""
+    """Starts and ends all systems."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,8 +1,8 @@
-"""Does any request end a worker, get a 500 or hang? 50,000 of them, over every field there is.
+"""Does any request kill a worker, get a 500 or hang? 50,000 requests over every known field.
 
-They are drawn from the JSON schemas of SGLang's own request classes and shrunk where one fails,
-by `benchmarks.fuzz_client`. A real server answers them with real engines on the CPU, prefill and
-decode, on a tiny model. Ends with code 1 if anything went wrong, liveness over 100 ms included.
+`benchmarks.fuzz_client` draws them from the JSON schemas of SGLang's own request classes and
+shrinks those that fail. A real server answers them with real prefill and decode engines on the CPU,
+on a tiny model. Exits with code 1 on any failure, liveness over 100 ms included.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CONTEXT = 512
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON schemas of the bodies that SGLang parses on the two routes."""
+    """Return the JSON schemas of the request bodies of the two OpenAI routes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from sglang.srt.entrypoints.openai import protocol
@@ -59,32 +59,14 @@ def _measure(
     began = time.monotonic()
     probe = Liveness(f"{server.url}/health/live")
     with ProcessPoolExecutor(arguments.clients, get_context("spawn")) as pool, probe:
-        share = -(-arguments.count // arguments.clients)
-        runs = [
-            pool.submit(
-                fuzz_client.run, server.url, drawn, arguments.seed + number, share,
-                folder / f"inflight-{number}.json",
-            )
-            for number in range(arguments.clients)
-        ]  # fmt: skip
+        runs = _submit(pool, server.url, drawn, arguments, folder)
         deaths = _watch(server, runs, folder)
     found = [run.result() for run in runs]
-    health = server.get("/health")[1]
-    status, _ = server.post("/v1/completions", {"prompt": "w1 w2", "max_tokens": 2})
-    summary = {
-        "sent": sum(one.sent for one in found),
-        "seconds": round(time.monotonic() - began, 1),
-        "statuses": dict(sum((one.statuses for one in found), Counter())),
-        "slowest_answer_s": round(max(one.slowest_s for one in found), 2),
-        "failures": sum(len(one.failures) for one in found),
-        "worker_restarts": sum(worker["restarts"] for worker in health["workers"]),
-        "status_afterwards": health["status"],
-        "inflight_afterwards": health["inflight"],
-        "answer_afterwards": status,
-        "live_s": percentiles(probe.took),
-    }
+    summary: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1)}
+    summary |= _summary(found, server) | {"live_s": percentiles(probe.took)}
     wrong = summary["failures"] + summary["worker_restarts"] + summary["inflight_afterwards"]
-    wrong += (max(probe.took) >= 0.1) + (status != 200) + (health["status"] != "ready")
+    wrong += (max(probe.took) >= 0.1) + (summary["answer_afterwards"] != 200)
+    wrong += summary["status_afterwards"] != "ready"
     return {
         "summary": summary,
         "failures": [failure for one in found for failure in one.failures],
@@ -94,10 +76,46 @@ def _measure(
     }
 
 
+def _submit(
+    pool: ProcessPoolExecutor,
+    url: str,
+    drawn: dict[str, Any],
+    arguments: argparse.Namespace,
+    folder: Path,
+) -> list[Future[fuzz_client.Found]]:
+    share = -(-arguments.count // arguments.clients)
+    return [
+        pool.submit(
+            fuzz_client.run,
+            url,
+            drawn,
+            arguments.seed + number,
+            share,
+            folder / f"inflight-{number}.json",
+        )
+        for number in range(arguments.clients)
+    ]
+
+
+def _summary(found: list[fuzz_client.Found], server: ServerProcess) -> dict[str, Any]:
+    health = server.get("/health")[1]
+    status, _ = server.post("/v1/completions", {"prompt": "w1 w2", "max_tokens": 2})
+    return {
+        "sent": sum(one.sent for one in found),
+        "statuses": dict(sum((one.statuses for one in found), Counter())),
+        "slowest_answer_s": round(max(one.slowest_s for one in found), 2),
+        "failures": sum(len(one.failures) for one in found),
+        "worker_restarts": sum(worker["restarts"] for worker in health["workers"]),
+        "status_afterwards": health["status"],
+        "inflight_afterwards": health["inflight"],
+        "answer_afterwards": status,
+    }
+
+
 def _watch(
     server: ServerProcess, runs: list[Future[fuzz_client.Found]], folder: Path
 ) -> list[dict[str, Any]]:
-    """Wait for `runs`; return what was being asked whenever a worker was seen to be restarted."""
+    """Wait for `runs`; return the requests in flight at each worker restart."""
     deaths: list[dict[str, Any]] = []
     restarts, told = 0, time.monotonic()
     while wait(runs, timeout=1.0).not_done:
@@ -122,7 +140,7 @@ def _watch(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=50_000)
-    parser.add_argument("--clients", type=int, default=4, help="processes that ask")
+    parser.add_argument("--clients", type=int, default=4, help="client processes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--transfer", choices=("nixl", "mooncake"), default="nixl")
     parser.add_argument("--quick", action="store_true", help="a smoke run; not kept")

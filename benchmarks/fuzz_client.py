@@ -1,8 +1,8 @@
 """Requests drawn from the JSON schemas of SGLang's request classes, sent in small batches at once.
 
-Hypothesis draws them and shrinks a batch that gets an answer nobody should get: a 5xx that is not
-a refusal for overload, or none in time. It does not know what serves them, nor does it import
-SGLang: the schemas are passed in, so that a process of this is small.
+Hypothesis draws them and shrinks a batch that fails: a 5xx other than overload, or no answer in
+time. Does not know what serves them. The schemas are passed in, so that a client process need not
+import SGLang and stays small.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 Json = Any
 Body = dict[str, Any]
 
-#: More would exceed what Hypothesis lets one example draw.
+#: Larger batches exceed Hypothesis' limit of data for one example.
 BATCH = 4
-#: Longer than any request may take here: its own deadline is shorter.
+#: Above every request's own deadline.
 ANSWER_TIMEOUT_S = 150.0
 _DEPTH = 3
 
@@ -90,7 +90,7 @@ _texts = st.one_of(_words, st.sampled_from(_TEXTS), st.text(max_size=20))
 
 
 def values(schema: Body, definitions: Body, depth: int = _DEPTH) -> SearchStrategy[Json]:
-    """Return values that `schema` takes, or nearly so: bounds are there to be overstepped."""
+    """Return values that `schema` takes, or nearly: bounds are overstepped on purpose."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return values(definitions.get(name, {}), definitions, depth)
@@ -148,7 +148,7 @@ def _must(schema: Body) -> list[str]:
     return required
 
 
-# What an engine runs as a program, or what is a program to the front: by the field's name.
+# Fields whose values an engine or the front executes: patterns, grammars, schemas, templates.
 _tool = st.sampled_from(_SCHEMAS).map(
     lambda schema: {"type": "function", "function": {"name": "f", "parameters": schema}}
 )
@@ -177,7 +177,7 @@ _PROGRAMS: dict[str, SearchStrategy[Json]] = {
 
 
 def bodies(schema: Body, base: SearchStrategy[Body]) -> SearchStrategy[Body]:
-    """Return valid bodies of which up to four fields are replaced by what `schema` lets one try."""
+    """Return valid bodies with up to four fields replaced by values drawn from `schema`."""
     known, definitions = schema["properties"], schema.get("$defs", {})
 
     def field_values(name: str) -> SearchStrategy[Json]:
@@ -210,7 +210,7 @@ COMPLETION_BASE: SearchStrategy[Body] = st.fixed_dictionaries(
 
 @dataclass
 class Found:
-    """What one process saw. `failures` are shrunk; `slowest` is what took `slowest_s`, the most."""
+    """Results of one client process; `failures` are shrunk, `slowest` took `slowest_s`."""
 
     sent: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
@@ -220,11 +220,11 @@ class Found:
 
 
 class Wrong(AssertionError):
-    """A request got an answer that it must not get."""
+    """A request got a forbidden answer."""
 
 
 def run(url: str, schemas: dict[str, Body], number: int, count: int, inflight: Path) -> Found:
-    """Send `count` requests and more while shrinking; `inflight` holds what is being asked."""
+    """Send `count` requests, and more while shrinking; `inflight` holds those not answered yet."""
     os.nice(10)
     asking = _Asking(url, inflight)
     requests = st.one_of(
@@ -258,7 +258,7 @@ def _draw(runner: asyncio.Runner, asking: _Asking, requests: Any, number: int, c
     try:
         examples()
     except Exception as error:
-        # What was sent last is the shrunk batch; a failure that did not come again is kept too.
+        # The last batch sent is the shrunk one; a failure that was not reproduced is kept too.
         asking.found.failures.append({"error": repr(error)[:2000], "batch": asking.failing})
         asking.failing = None
 
@@ -303,7 +303,7 @@ class _Asking:
 
 
 def _outcome(response: httpx.Response, body: Body) -> str:
-    """Return status and error code, of a stream's error event too."""
+    """Return status and error code; a stream's error event counts too."""
     if response.status_code == 200 and "event-stream" in response.headers.get("content-type", ""):
         for line in response.text.splitlines():
             if line.startswith('data: {"error"'):

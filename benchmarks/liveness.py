@@ -1,4 +1,4 @@
-"""How long a server takes to say that it lives, asked all the while by a process of its own."""
+"""Latency of a server's liveness route, probed continuously from a separate process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ print(json.dumps(took))
 
 
 class Liveness:
-    """Asks `url` every 20 ms within the context; then `took` has what each answer took, in s."""
+    """Probes `url` every 20 ms within the context; `took` then has each latency in seconds."""
 
     def __init__(self, url: str) -> None:
         self.took: list[float] = []

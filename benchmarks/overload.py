@@ -1,7 +1,7 @@
-"""A thousand requests at once to a server that may run 64: does everybody get an answer?
+"""A thousand requests at once to a server that may run 64: does every request get an answer?
 
-Each is a 200, a 429 or a 503 with Retry-After; the front stays alive (`/health/live` within 100 ms)
-and does not grow. Ends with code 1 otherwise.
+Each must be a 200, a 429 or a 503 with Retry-After; `/health/live` answers within 100 ms, and the
+front's memory does not grow. Exits with code 1 otherwise.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks.provenance import LOGS, conclude, tell
 from tests.engine.serving import ServerProcess
 
 CLIENT_NICENESS = 10
+PROBE_S = 12
 PROBE = """
 import json, sys, time, urllib.request
 took, until = [], time.monotonic() + float(sys.argv[2])
@@ -40,16 +41,16 @@ print(json.dumps(took))
 """
 
 
-def _go_last() -> None:
+def _lower_priority() -> None:
     os.nice(CLIENT_NICENESS)
-    os.setsid()  # where Linux shares the CPU out by session, niceness counts within one alone
+    os.setsid()  # with autogroups, niceness counts only within a session
     session = Path("/proc/self/autogroup")
     if session.exists():
         session.write_text(str(CLIENT_NICENESS))
 
 
 def burst(url: str, count: int) -> dict[str, Any]:
-    """Send `count` requests at once; return what they got."""
+    """Send `count` requests at once; return their statuses."""
     return asyncio.run(_burst(url, count))
 
 
@@ -61,8 +62,8 @@ async def _burst(url: str, count: int) -> dict[str, Any]:
 
         async def one(number: int) -> None:
             nonlocal without_retry_after
-            wanted = chat_body(f"Say the number {number}.", 8, stream=False)
-            response = await client.post(CHAT, json=wanted)
+            body = chat_body(f"Say the number {number}.", 8, stream=False)
+            response = await client.post(CHAT, json=body)
             statuses[str(response.status_code)] += 1
             if response.status_code in (429, 503) and "retry-after" not in response.headers:
                 without_retry_after += 1
@@ -75,34 +76,24 @@ def overload(arguments: argparse.Namespace) -> dict[str, Any]:
     """Send 1,000 requests at once to a server that runs 64; watch its liveness and memory."""
     count, bursts = (200, 2) if arguments.quick else (1000, 4)
     settings = {"MAX_INFLIGHT": "64", "DISAGG_TRANSFER_BACKEND": arguments.transfer}
-    # Elsewhere the clients are on other machines: here they must not take the front's share.
-    clients = ProcessPoolExecutor(1, get_context("spawn"), _go_last)
+    # In production clients run on other machines: here they must not take the front's CPU time.
+    clients = ProcessPoolExecutor(1, get_context("spawn"), _lower_priority)
     with clients, ServerProcess(LOGS / "overload.log", **settings) as server:
-        front = psutil.Process(server.process.pid)
-        runs, live_s, rss_mib = [], [], [_rss_mib(front)]
+        rss_mib, runs = [_rss_mib(server)], []
         for number in range(bursts):
-            probe = subprocess.Popen(
-                [sys.executable, "-c", PROBE, f"{server.url}/health/live", "12"],
-                stdout=subprocess.PIPE,
-            )
-            time.sleep(1)
-            runs.append(clients.submit(burst, server.url, count).result())
-            took = json.loads(probe.communicate()[0])
-            live_s += took
-            rss_mib.append(_rss_mib(front))
-            tell(
-                f"burst {number + 1} of {bursts}: {runs[-1]}, live {percentiles(took)} s, "
-                f"front {rss_mib[-1]} MiB"
-            )
+            runs.append(_probed_burst(server, clients, count))
+            rss_mib.append(_rss_mib(server))
+            tell(f"burst {number + 1} of {bursts}: {runs[-1][0]}, front {rss_mib[-1]} MiB")
         inflight = server.get("/health")[1]["inflight"]
-    answered = sum(sum(run["statuses"].values()) for run in runs)
-    others = {s for run in runs for s in run["statuses"]} - {"200", "429", "503"}
+    found, live_s = [run for run, _ in runs], [s for _, took in runs for s in took]
+    answered = sum(sum(run["statuses"].values()) for run in found)
+    others = {status for run in found for status in run["statuses"]} - {"200", "429", "503"}
     summary = {
         "bursts": bursts,
         "requests_a_burst": count,
         "answered": answered,
-        "statuses": [run["statuses"] for run in runs],
-        "refusals_without_retry_after": sum(run["without_retry_after"] for run in runs),
+        "statuses": [run["statuses"] for run in found],
+        "refusals_without_retry_after": sum(run["without_retry_after"] for run in found),
         "live_s": percentiles(live_s),
         "front_rss_mib": rss_mib,
         "inflight_afterwards": inflight,
@@ -112,8 +103,23 @@ def overload(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"summary": summary, "live_s": live_s, "wrong": wrong}
 
 
-def _rss_mib(process: psutil.Process) -> float:
-    return round(float(process.memory_info().rss) / 2**20, 1)
+def _probed_burst(
+    server: ServerProcess, clients: ProcessPoolExecutor, count: int
+) -> tuple[dict[str, Any], list[float]]:
+    """Return what a burst got, and the seconds that each answer of `/health/live` took."""
+    probe = subprocess.Popen(
+        [sys.executable, "-c", PROBE, f"{server.url}/health/live", str(PROBE_S)],
+        stdout=subprocess.PIPE,
+    )
+    time.sleep(1)
+    run: dict[str, Any] = clients.submit(burst, server.url, count).result()
+    took: list[float] = json.loads(probe.communicate()[0])
+    return run, took
+
+
+def _rss_mib(server: ServerProcess) -> float:
+    front = psutil.Process(server.process.pid)
+    return round(float(front.memory_info().rss) / 2**20, 1)
 
 
 def main() -> int:

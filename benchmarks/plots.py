@@ -1,6 +1,6 @@
-"""Draws the pictures of the report from its results; knows nothing of how they were measured.
+"""Draws the report's plots from its results; knows nothing of how they were measured.
 
-The same result gives the same bytes with the same matplotlib: nothing of the day is written.
+The same result and matplotlib give the same bytes: no date is written.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ PLOTS: dict[str, dict[str, Callable[[Axes, Result], None]]] = {
 
 
 def names(section: str, result: Result) -> list[str]:
-    """Return which pictures `section` has; none where its result has no such rows."""
+    """Return the plots of `section`; none if its result lacks the rows for them."""
     if section == "front" and not _has_front_rows(result):
         return []
     return list(PLOTS.get(section, {}))
@@ -109,7 +109,7 @@ def _has_front_rows(result: Result) -> bool:
 
 
 def figure(section: str, name: str, result: Result) -> Figure:
-    """Return one picture, not yet written."""
+    """Return one plot, not yet written."""
     drawn = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = drawn.subplots()
     PLOTS[section][name](axes, result)
@@ -118,7 +118,7 @@ def figure(section: str, name: str, result: Result) -> Figure:
 
 
 def write(section: str, name: str, result: Result, folder: Path) -> Path:
-    """Draw one picture into `folder`; its metadata says neither when nor with what."""
+    """Write one plot into `folder`, without date or software in its metadata."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.png"
     figure(section, name, result).savefig(path, dpi=100, metadata={"Software": None})
@@ -126,7 +126,7 @@ def write(section: str, name: str, result: Result, folder: Path) -> Path:
 
 
 def lines(drawn: Figure) -> dict[str, list[tuple[float, float]]]:
-    """Return the points of every curve, by its label: what a picture says, without its bytes."""
+    """Return the points of every curve by its label."""
     (axes,) = drawn.axes
     shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     return {

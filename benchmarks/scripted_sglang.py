@@ -1,8 +1,8 @@
-"""SGLang with a scripted scheduler: all between HTTP and the model is real, nothing computes.
+"""SGLang with a scripted scheduler: everything between HTTP and the model is real, no model runs.
 
-SGLang's own hooks (0.5.23) take the scheduler and the detokenizer process; here the first speaks
-SGLang's messages and emits one token a credit for every running request, the second idles. So the
-same engine stands behind this project's server, SGLang's, and SGLang's two behind a router.
+SGLang's own hooks (0.5.23) replace the scheduler and the detokenizer process: the scripted
+scheduler speaks SGLang's messages and emits one token per credit for every running request, the
+detokenizer idles. So the same engine serves this project's server, SGLang's, and SGLang's routers.
 `python -m benchmarks.scripted_sglang ours` is this project's server over it,
 `python -m benchmarks.scripted_sglang peers JSON` SGLang's own, one for each entry of the list.
 """
@@ -46,7 +46,7 @@ class _Running:
 
 
 class Scheduler:
-    """What SGLang's scheduler says, without a model."""
+    """Speaks SGLang's scheduler protocol, without a model."""
 
     def __init__(self, server_args: Any, port_args: Any, credits: Path | None) -> None:
         import zmq
@@ -73,7 +73,7 @@ class Scheduler:
             self._poller.register(self._credits, zmq.POLLIN)
 
     def serve(self) -> None:
-        """Answer for ever. A credit "N" is one step, once N requests run."""
+        """Answer for ever. A credit "N" allows one step as soon as N requests run."""
         while True:
             ready = dict(self._poller.poll())
             if self._requests in ready:
@@ -147,11 +147,11 @@ def _fields(requests: list[_Running], texts: Any, ids: Any, reasons: Any) -> dic
     }
 
 
-# --- what SGLang starts in processes of their own
+# --- entry points of the processes that SGLang starts
 
 
 def run_scheduler(server_args: Any, port_args: Any, *ranks_and_pipe: Any, **_: Any) -> None:
-    """Be a scheduler's process."""
+    """Run the scripted scheduler."""
     from sglang.srt.utils import kill_itself_when_parent_died
 
     kill_itself_when_parent_died()
@@ -163,7 +163,7 @@ def run_scheduler(server_args: Any, port_args: Any, *ranks_and_pipe: Any, **_: A
 
 
 def run_detokenizer(server_args: Any, port_args: Any) -> None:
-    """Be a detokenizer's process; the scheduler has done its work."""
+    """Run an idle detokenizer: the scheduler sends text itself."""
     from sglang.srt.utils import kill_itself_when_parent_died
 
     kill_itself_when_parent_died()
@@ -185,8 +185,7 @@ def start(engine_args: Mapping[str, Any], *, fork: bool) -> Any:
 
 # --- SGLang's server
 
-#: Of what this project tells its engines, what SGLang's server is told too: the rest is its own
-#: default.
+#: Engine arguments of this project that SGLang's server gets too; the rest are its defaults.
 _SHARED_ARGS = (
     "model_path",
     "served_model_name",

@@ -1,6 +1,6 @@
-"""The OpenAI layer of the server in `bench_metrics`: SGLang's, with the series on or off.
+"""SGLang's OpenAI layer with metrics switched on or off per request, for `bench_metrics`.
 
-It is imported by that server alone, since it imports SGLang.
+Imported by that server alone, because it imports SGLang.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Unwatched(RequestWatch):
-    """Nobody counts."""
+    """Counts nothing."""
 
     def admitted(self, prompt_tokens: int) -> None: ...
     def phase(self, name: str, seconds: float) -> None: ...
@@ -45,7 +45,7 @@ def _repeated(name: str) -> Callable[..., None]:
     return method
 
 
-#: Counts everything `TIMES` times: what once costs is less than the rounds differ by.
+#: Counts everything `TIMES` times: a single count costs less than the noise between rounds.
 Repeated: type[RequestWatch] = type(
     "Repeated",
     (RequestWatch,),
@@ -54,11 +54,11 @@ Repeated: type[RequestWatch] = type(
 
 
 class SwitchedOpenAI(OpenAIApi):
-    """Lets the first token of each prompt say whether anybody counts."""
+    """Takes from the first token of each prompt whether metrics are counted."""
 
     def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
         super().__init__(service, {k: v for k, v in engine_args.items() if k != "script"})
-        # Full collections of what SGLang's import leaves would fall into some rounds only.
+        # Full collections of the objects that SGLang's import leaves would hit some rounds only.
         gc.collect()
         gc.freeze()
         self._service = service

@@ -1,6 +1,6 @@
 """The systems that are compared: ours and SGLang's own servers, with the same engine arguments.
 
-It starts and stops them and says what their processes use. It knows nothing of load or of figures.
+Starts and stops them, reports CPU and memory of their processes; knows nothing of load.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from pd_eagle.plan.deployment import Deployment
 
 START_TIMEOUT_S = 240.0
-# SGLang's router and servers wait for connections to close; nothing is measured meanwhile.
+# SGLang's router and servers wait for open connections; nothing is measured then.
 STOP_TIMEOUT_S = 8.0
-# The first answer must come, not the first connection: this is what a start is for.
+# A system counts as started at its first answer, not at its first connection.
 FIRST = "What is the capital of France? Answer briefly."
-#: SGLang's command line knows its own attention backends alone; the platform's default is ours.
+#: SGLang's command line accepts only its own attention backends; our CPU platform sets ours.
 _NOT_ON_COMMAND_LINE = ("attention_backend",)
-# Without a limit SGLang chooses another one for each role.
+# Without it SGLang chooses a different limit for each role.
 ENGINE_ARGS = {"max_running_requests": 64}
 
 Command = list[str]
@@ -46,7 +46,7 @@ Command = list[str]
 
 @dataclass(frozen=True)
 class Setup:
-    """How one system is started: all its commands at once; the last one's port is asked."""
+    """How to start one system: its commands, run at the same time, and the address to ask."""
 
     commands: list[Command]
     environment: dict[str, str]
@@ -54,7 +54,7 @@ class Setup:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody uses now."""
+    """Return ports that are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -63,7 +63,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def options(arguments: Mapping[str, Any]) -> Command:
-    """Return engine arguments as SGLang's command line wants them."""
+    """Return engine arguments as options of SGLang's command line."""
     words: Command = []
     for name, value in arguments.items():
         if name in _NOT_ON_COMMAND_LINE or value is False:
@@ -106,7 +106,7 @@ def sglang_pd() -> Setup:
         *(sys.executable, "-m", "sglang_router.launch_router", "--pd-disaggregation"),
         *("--prefill", prefill, str(bootstrap), "--decode", decode),
         *("--host", "127.0.0.1", "--port", str(router), "--prometheus-port", str(metrics)),
-        # Its default looks only every 30 s whether the servers are there yet.
+        # Its default checks only every 30 s whether the servers have started.
         *("--worker-startup-check-interval", "1"),
     ]
     return Setup([*servers, command], found.environment, f"http://127.0.0.1:{router}")
@@ -131,14 +131,14 @@ SYSTEMS: dict[str, Callable[[], Setup]] = {
 
 
 class NotStarted(RuntimeError):
-    """A system gave no first answer."""
+    """A system did not answer its first request."""
 
 
 @dataclass
 class Running:
-    """One system, from its first process to its last; use it as a context manager.
+    """One running system; use it as a context manager.
 
-    Entering returns after the first answered request; `ready_s` says when that was.
+    Entering returns after the first answered request, `ready_s` after the start.
     """
 
     name: str
@@ -149,7 +149,7 @@ class Running:
 
     @classmethod
     def started(cls, name: str, url: str, process: subprocess.Popen[bytes]) -> Self:
-        """Return a system that somebody else has started, and will stop."""
+        """Return a system that the caller has started and will stop."""
         return cls(name, Setup([], {}, url), _processes=[process])
 
     @property
@@ -214,7 +214,7 @@ class Running:
             return str(json.load(response)["choices"][0]["message"]["content"])
 
     def processes(self) -> list[psutil.Process]:
-        """Return every process of the system that lives."""
+        """Return every live process of the system."""
         found = []
         for process in self._processes:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -231,8 +231,8 @@ class Running:
         return used
 
     def memory_mib(self) -> dict[str, float]:
-        """Return what the processes have for themselves (USS), and with their share of what
-        several have (PSS).
+        """Return the private memory of all processes (USS), and with their share of shared
+        memory (PSS).
         """
         total = {"uss": 0.0, "pss": 0.0}
         for process in self.processes():

@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.asking import Answers, ask
+from benchmarks.asking import ask
 from pd_eagle import PDEngine, demo
 from pd_eagle.plan import devices
 from pd_eagle.plan.known_models import CONFIGS, DEFAULT
@@ -157,12 +157,3 @@ def prompts(count: int) -> list[list[int]]:
 def warmed(engine: PDEngine, ids: list[list[int]]) -> PDEngine:
     ask(engine, ids[:2], 2, 8)
     return engine
-
-
-def rate(answers: Answers) -> dict[str, Any]:
-    return {
-        "tokens": answers.tokens,
-        "seconds": round(answers.seconds, 3),
-        "tokens_per_s": round(answers.tokens / answers.seconds, 2),
-        "tokens_per_verification": answers.tokens_per_verification,
-    }

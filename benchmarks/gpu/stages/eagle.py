@@ -1,6 +1,6 @@
 """EAGLE on and off by batch size: the embedded model's real draft; the big shape, acceptance set.
 
-SGLang can simulate acceptance (SGLANG_SIMULATE_ACC_LEN): then steps cost what they cost, and the
+SGLang can simulate acceptance (SGLANG_SIMULATE_ACC_LEN): steps then take their real time, but the
 tokens mean nothing. Those parts are marked `simulated_acceptance`.
 """
 
@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.asking import ask
-from benchmarks.gpu.host import DUMMY, Host, prompts, rate, warmed
+from benchmarks.gpu.host import DUMMY, Host, prompts, warmed
 
 if TYPE_CHECKING:
     from benchmarks.bench_eagle import Tree
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SIMULATE = "SGLANG_SIMULATE_ACC_LEN"
 TREES: tuple[Tree | None, ...] = (None, (2, 6, 10), (3, 1, 4))
-#: Mean tokens a verification to pretend: about what EAGLE's authors report, and a poor draft's.
+#: Simulated mean tokens a verification.
 ACCEPTED = (2.5,)
 
 
@@ -60,7 +60,7 @@ def _big(host: Host, tree: Tree | None, accepted: float | None) -> Found:
 
 def _measure(host: Host, settings: dict[str, Any]) -> Found:
     batches, new_tokens = _batches(host), 12 if host.dry_run else 256
-    # SGLang takes 48 with EAGLE unless told: the largest batch must run at once.
+    # SGLang's default with EAGLE is 48 running requests: the largest batch must run at once.
     args = settings.get("engine_args", {}) | {"max_running_requests": max(batches)}
     asked = prompts(max(batches))
     found: Found = {}
@@ -68,7 +68,7 @@ def _measure(host: Host, settings: dict[str, Any]) -> Found:
         warmed(engine, asked)
         for batch in batches:
             count = batch if host.dry_run else max(batch, 4)
-            for _ in range(2):  # every size compiles kernels of its own: the second time counts
+            for _ in range(2):  # each batch size compiles its own kernels: the second run counts
                 answers = ask(engine, asked[:count], batch, new_tokens)
-            found[f"batch {batch}"] = rate(answers)
+            found[f"batch {batch}"] = answers.speed()
     return found | {"asked_before": True}
