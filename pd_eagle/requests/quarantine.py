@@ -1,17 +1,17 @@
 """Finds the request that crashes engines, so that it is not tried again and costs nobody else.
 
 A crash is an engine's own: an exception in its last words, a fatal signal, not a kill from outside.
-The rule: what is in an engine that crashes is suspect and resumed once as after any death. What is
-there at a second crash, or was alone at the first, goes on by itself: one at a time, with a worker
-of the crashed role that nobody else gets, until it has come past the point where it was at the
-crash. What crashes an engine alone, and was in a crash before, is the culprit: it ends with the
+The rule: a request in an engine that crashes is suspect, and retried or resumed once as after any
+death. One that was in a second crash, or was alone in the first, runs on trial: one at a time, with
+a worker of the crashed role that nobody else gets, until it has passed the point where it was at
+the crash. What crashes an engine alone, and was in a crash before, is the culprit: it ends with the
 engine's last words, and the same request is refused for a while. All crashes that it was in are
-explained: they count against no other request and against no worker. Who was to go on by itself
-because of them, and has an answer already, is free; the rest have their trials, in case there was
-more than one culprit.
+explained: they count against no other request and against no worker. A request that was to run on
+trial because of them, and has an answer already, is free; the rest have their trials, in case there
+was more than one culprit.
 
 So one such request costs at most: a crash in company, a second in company, one alone. Only if it
-comes past the point where it crashed before does it take more: each further trial is longer.
+passes the point where it crashed before does it take more: each further trial is longer.
 
 It knows requests by the rid of their current attempt and workers by name; it starts nothing.
 """
@@ -19,129 +19,25 @@ It knows requests by the rid of their current attempt and workers by name; it st
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import math
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from pd_eagle.requests.suspicion import ALONE_FROM, Crash, Suspicion, likeliest_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
 logger = logging.getLogger(__name__)
 
-#: Crashes after which a request goes on by itself.
-_ALONE_FROM = 2
-#: A trial ends this many tokens beyond where the request was at its last crash, and as many more as
-#: it had made when it crashed, up to a limit; and after so many seconds. Both grow with every
-#: further crash.
-_TRIAL_TOKENS, _MOST_MADE = 2, 8
-# A busy machine takes its time for a few tokens; what never makes them must not be waited for.
-_TRIAL_S = 60.0
-_TRIAL_TOKENS_GROWTH, _TRIAL_S_GROWTH = 8, 2
-# Suspects of one crash learn of it one after another: the likeliest is to go first. Those whose
-# client does not read may learn of it much later: nothing is kept for them until then.
+#: Suspects of one crash learn of it one after another: the likeliest is to go first. One whose
+#: client does not read may learn of it much later: no worker is reserved for it until then.
 _GATHERING_S, _APPEARING_S = 0.1, 1.0
-#: How long a trial waits for others to leave a worker that is ready.
+#: How long a trial waits for other requests to leave a worker that is ready.
 _GIVES_WAY_S = 10.0
 #: For so long after its end an attempt may still be in the engine that it was aborted in.
 _LINGERING_S = 5.0
-#: Culprits are remembered, that many and that long.
-_REMEMBERED, _REMEMBERED_S = 1024, 600.0
-
-_numbers = itertools.count()
-
-
-@dataclass(eq=False, slots=True)
-class Crash:
-    """One crash whose culprit is not known yet; `suspects` are the requests that may be it."""
-
-    worker: str
-    suspects: set[Suspicion]
-    #: What a prefill engine has to do with a request is over with the first token.
-    in_prefill: bool = False
-    #: Those that have ended since, or are explained.
-    over: set[Suspicion] = field(default_factory=set)
-    has_culprit: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class Suspicion:
-    """What is known of one request, over all its attempts. `tokens` is how far its answer is."""
-
-    tokens: int = 0
-    #: The crashes that it was in and that nobody is known to have caused.
-    cases: list[Crash] = field(default_factory=list)
-    #: How many crashes it was in, those that were explained since among them.
-    crashes: int = 0
-    #: The last words of the engine that it crashed alone.
-    convicted_by: str | None = None
-    on_trial: bool = False
-    #: Where its trial is to be: the worker that crashed last with it.
-    place: str = ""
-    #: Since when (the loop's clock) its place could have served it, had it been empty.
-    place_ready_since: float | None = None
-    number: int = field(default_factory=lambda: next(_numbers))
-    #: How often an engine crashed, in company, when it was this one's trial.
-    crashed_on_trial: int = 0
-    _lone: bool = False
-    _held: bool = False
-    _in_prefill: bool = False
-    _cleared_at: float = 0
-    _began_at: int = 0
-
-    @property
-    def must_be_alone(self) -> bool:
-        """Whether its next attempt needs a trial."""
-        doubted = len(self.cases) >= _ALONE_FROM or (self._lone and bool(self.cases))
-        return (doubted or self._held) and not self.cleared and self.convicted_by is None
-
-    @property
-    def cleared(self) -> bool:
-        """Whether it has come past where it was at its last crash."""
-        return self.tokens >= self._cleared_at
-
-    @property
-    def trial_s(self) -> float:
-        """How long its trial may take: others wait meanwhile."""
-        return _TRIAL_S * float(_TRIAL_S_GROWTH ** min(self._severity, 8))
-
-    @property
-    def _severity(self) -> int:
-        return max(len(self.cases) - _ALONE_FROM, 0)
-
-    def crashed(self, crash: Crash, *, lone: bool) -> None:
-        self.crashes += 1
-        self.crashed_on_trial += self.on_trial
-        self.cases.append(crash)
-        self.place, self._in_prefill = crash.worker, crash.in_prefill
-        self._lone = self._lone or lone
-        self._cleared_at = math.inf  # until its attempt ends: some tokens are still on their way
-
-    def begin_attempt(self) -> None:
-        self._began_at = self.tokens
-
-    def end_attempt(self) -> None:
-        if self._cleared_at < math.inf:
-            return
-        made = min(self.tokens - self._began_at, _MOST_MADE)
-        more = made + _TRIAL_TOKENS * _TRIAL_TOKENS_GROWTH ** min(self._severity, 6)
-        self._cleared_at = self.tokens + (1 if self._in_prefill else more)
-
-    def clear(self) -> None:
-        self._cleared_at = self.tokens
-
-    def explain(self, crashes: Collection[Crash]) -> None:
-        """Take in that another request has caused `crashes`."""
-        self._held = self.must_be_alone and self.tokens <= _TRIAL_TOKENS
-        self.cases = [crash for crash in self.cases if crash not in crashes]
-
-
-def _likeliest_first(one: Suspicion) -> tuple[int, int, int, int]:
-    """Order by who crashed on trial, was in most crashes, came least far, and came last."""
-    return (-one.crashed_on_trial, -len(one.cases), one.tokens, -one.number)
 
 
 class Quarantine:
@@ -163,7 +59,6 @@ class Quarantine:
         self._timer: asyncio.TimerHandle | None = None
         self._gathering_until = 0.0
         self._on_trial: Suspicion | None = None
-        self._culprits: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
 
     # --- attempts
 
@@ -228,7 +123,7 @@ class Quarantine:
 
     def _judge_lone(self, suspicion: Suspicion, worker: str, words: str) -> None:
         before = len(suspicion.cases)
-        if before < _ALONE_FROM and not (suspicion.on_trial and suspicion.crashes >= _ALONE_FROM):
+        if before < ALONE_FROM and not (suspicion.on_trial and suspicion.crashes >= ALONE_FROM):
             return  # once may be chance
         suspicion.convicted_by = f"{worker}: {words}"
         self._forget(suspicion)
@@ -279,7 +174,7 @@ class Quarantine:
         self._timer = None
         if self._on_trial is not None or not self._waiting:
             return
-        chosen = min(self._waiting, key=_likeliest_first)
+        chosen = min(self._waiting, key=likeliest_first)
         self._on_trial, chosen.on_trial, chosen.place_ready_since = chosen, True, None
         self._let_go(chosen)
 
@@ -345,28 +240,3 @@ class Quarantine:
         if reserved != self.reserved:
             self.reserved = reserved
             self._on_change()
-
-    # --- culprits
-
-    @property
-    def has_culprits(self) -> bool:
-        """Whether any is remembered, so that requests must be compared with them."""
-        return bool(self._culprits)
-
-    def remember(self, fingerprint: bytes, words: str) -> None:
-        """Remember a culprit by what it asked for."""
-        self._culprits[fingerprint] = (time.monotonic(), words)
-        self._culprits.move_to_end(fingerprint)
-        if len(self._culprits) > _REMEMBERED:
-            self._culprits.popitem(last=False)
-
-    def words_about(self, fingerprint: bytes) -> str | None:
-        """Return the last words of the engine that such a request has crashed, None if it has not.
-
-        What is longer ago than ten minutes is forgotten.
-        """
-        since = time.monotonic() - _REMEMBERED_S
-        while self._culprits and next(iter(self._culprits.values()))[0] < since:
-            self._culprits.popitem(last=False)
-        found = self._culprits.get(fingerprint)
-        return None if found is None else found[1]

@@ -9,8 +9,10 @@ from asyncio import ensure_future
 
 import pytest
 
-from pd_eagle.requests import quarantine
-from pd_eagle.requests.quarantine import Quarantine, Suspicion
+from pd_eagle.requests import culprits, quarantine, suspicion
+from pd_eagle.requests.culprits import Culprits
+from pd_eagle.requests.quarantine import Quarantine
+from pd_eagle.requests.suspicion import Suspicion
 
 
 @pytest.fixture(autouse=True)
@@ -221,7 +223,7 @@ async def test_each_further_crash_makes_the_trial_longer() -> None:
 
 
 async def test_a_trial_ends_by_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quarantine, "_TRIAL_S", 0.02)
+    monkeypatch.setattr(suspicion, "_TRIAL_S", 0.02)
     scene = Scene()
     silent, other = scene.enter("s"), scene.enter("o", tokens=9)
     for _ in range(2):
@@ -292,16 +294,16 @@ async def test_every_place_of_a_suspect_is_kept_for_them() -> None:
 
 
 def test_culprits_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quarantine, "_REMEMBERED", 3)
-    scene = Scene()
-    assert not scene.quarantine.has_culprits
+    monkeypatch.setattr(culprits, "_REMEMBERED", 3)
+    remembered = Culprits()
+    assert not remembered
     for number in range(5):
-        scene.quarantine.remember(b"%d" % number, "IndexError")
-    found = [scene.quarantine.words_about(b"%d" % number) for number in range(5)]
+        remembered.remember(b"%d" % number, "IndexError")
+    found = [remembered.words_about(b"%d" % number) for number in range(5)]
     assert found == [None, None, "IndexError", "IndexError", "IndexError"]
-    monkeypatch.setattr(quarantine, "_REMEMBERED_S", -1.0)
-    assert scene.quarantine.words_about(b"4") is None
-    assert not scene.quarantine.has_culprits
+    monkeypatch.setattr(culprits, "_REMEMBERED_S", -1.0)
+    assert remembered.words_about(b"4") is None
+    assert not remembered
 
 
 async def test_nothing_is_kept_for_one_that_does_not_appear(
