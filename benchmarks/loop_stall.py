@@ -81,9 +81,10 @@ class _Front:
     """What the routes need of a front."""
 
     api_keys = api_key = None
+    max_body_memory_bytes = 2**30
 
     def __init__(self, openai: OpenAIApi) -> None:
-        self.openai = openai
+        self.api = openai
 
     def admit(self, client: str) -> nullcontext[None]:
         return nullcontext()

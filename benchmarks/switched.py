@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.bench_metrics import TIMES, WITH, WITHOUT
 from pd_eagle.http.openai_api import OpenAIApi
-from pd_eagle.requests.metrics import RequestWatch
+from pd_eagle.requests.metrics import Metrics, RequestWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,11 +62,12 @@ class SwitchedOpenAI(OpenAIApi):
         gc.collect()
         gc.freeze()
         self._service = service
-        self._begin = dict.fromkeys(
-            WITH.values(), lambda _: Repeated(service.metrics)
-        ) | dict.fromkeys(WITHOUT.values(), lambda _: Unwatched(service.metrics))
+        metrics = Metrics()
+        self._watches = dict.fromkeys(WITH.values(), lambda _: Repeated(metrics)) | dict.fromkeys(
+            WITHOUT.values(), lambda _: Unwatched(metrics)
+        )
 
     async def parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
         request = await super().parse(endpoint, body, http)
-        self._service.begin = self._begin[request.prompt[0]]
+        self._service._watch = self._watches[request.prompt[0]]
         return request

@@ -1,4 +1,4 @@
-"""The front: a deployment brought to life in this process, and what it says of itself.
+"""The front: one deployment that runs in this process, and what it says of itself.
 
 Used by the server and by `PDEngine` alike. It knows nothing of HTTP.
 """
@@ -11,14 +11,18 @@ import logging
 import os
 import signal
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from pd_eagle.errors import StartFailed
 from pd_eagle.gpu_holds import GpuHolds
 from pd_eagle.plan import speculation
 from pd_eagle.requests import tracing
+from pd_eagle.requests.exposition import Exposition
+from pd_eagle.requests.fleet import SERVING
 from pd_eagle.requests.health import Health, WorkerHealth
-from pd_eagle.requests.service import Service, ServicePolicy
+from pd_eagle.requests.metrics import Metrics
+from pd_eagle.requests.policy import ServicePolicy
+from pd_eagle.requests.service import Service
 from pd_eagle.version import VERSION
 from pd_eagle.workers.launch import SpawnLauncher
 from pd_eagle.workers.ports import BootstrapPorts
@@ -28,11 +32,12 @@ from pd_eagle.workers.zygote import LastingZygote, ZygoteLauncher, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
     from pathlib import Path
 
-    from pd_eagle.http.app import OpenAI
     from pd_eagle.plan.config import Settings
     from pd_eagle.plan.deployment import Deployment
+    from pd_eagle.requests.fleet import Status
     from pd_eagle.workers.launch import Launcher
     from pd_eagle.workers.zygote import ZygoteProcess
 
@@ -54,20 +59,40 @@ async def every(seconds: float, report: Callable[[], None]) -> None:
             logger.exception("a report failed")
 
 
-class Front:
-    """One deployment, running. `zygote` is why there is none where workers must be spawned."""
+class Api(Protocol):
+    """What reads requests and forms answers over the service: OpenAI's, or `PDEngine`'s own."""
 
-    def __init__(self, deployment: Deployment, zygote: ZygoteProcess | str) -> None:
-        self.deployment = deployment
-        self.service = Service(deployment.plan, _policy(deployment.settings))
-        # The zygote has been forked: from here on there may be threads.
+    @property
+    def tool_call_parser(self) -> str | None: ...
+    def detokenize(self, ids: list[int], /) -> str: ...
+
+
+ApiT = TypeVar("ApiT", bound=Api)
+
+
+class Front(Generic[ApiT]):
+    """One deployment, running."""
+
+    def __init__(
+        self, deployment: Deployment, zygote: ZygoteProcess | str, api: Future[ApiT]
+    ) -> None:
+        """`zygote` is the reason where workers must be spawned. Nothing may be forked from here on:
+        there may be threads.
+
+        `api` is loaded by the owner while the engines start; until it is done, nothing is served.
+        """
         settings = deployment.settings
+        self.deployment = deployment
         self.tracing = tracing.start(settings.traces_url, settings.region)
         if settings.traces_url and not deployment.tracing_args:
             logger.warning("engines make no spans: wanted pip install 'pd-eagle[tracing]'")
-        if self.tracing is not None:
-            self.service.begin = self.tracing.watching(self.service.metrics, deployment.model)
-        self.openai: OpenAI | None = None
+        metrics = Metrics()
+        watch = self.tracing.watching(metrics, deployment.model) if self.tracing else metrics.begin
+        self.service = Service(
+            deployment.plan, _policy(settings), watch=watch, detokenize=self._detokenize
+        )
+        self._exposition = Exposition(metrics, self.service)
+        self._api = api
         self.api_key = settings.api_key
         self.keep_alive_s = settings.sse_keep_alive_s
         self.max_body_memory_bytes = settings.max_body_memory_bytes
@@ -78,6 +103,14 @@ class Front:
         self._gpus: GpuHolds | None = None
         self._reporting: list[asyncio.Task[None]] = []
         self._reported: dict[str, float] = {}
+
+    @property
+    def api(self) -> ApiT | None:
+        """The API over the service, None while it is being loaded."""
+        return self._api.result() if self._api.done() else None
+
+    def _detokenize(self, ids: list[int]) -> str:
+        return self._api.result(timeout=0).detokenize(ids)  # no request comes before it is loaded
 
     async def start(self) -> None:
         """Start every worker and carry a token over every pair. Raises `StartFailed`."""
@@ -178,12 +211,12 @@ class Front:
     @property
     def failed(self) -> bool:
         """Whether nothing has served for so long that this process should be replaced."""
-        return self.service.failed_share(self.deployment.settings.failed_exit_s) >= 1
+        return self.service.fleet.failed_share(self.deployment.settings.failed_exit_s) >= 1
 
     @property
     def failing(self) -> bool:
         """Whether half of that time is over."""
-        return self.service.failed_share(self.deployment.settings.failed_exit_s) >= 0.5
+        return self.service.fleet.failed_share(self.deployment.settings.failed_exit_s) >= 0.5
 
     @contextlib.contextmanager
     def admit(self, client: str) -> Iterator[None]:
@@ -200,12 +233,18 @@ class Front:
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
         """Return all series and their content type. Reads files: milliseconds a worker."""
-        return self.service.metrics.exposition(accept)
+        return self._exposition.text(accept)
+
+    @property
+    def status(self) -> Status:
+        """The service's status; `starting` too while the API is being loaded."""
+        status = self.service.status
+        return "starting" if status in SERVING and self.api is None else status
 
     def health(self) -> Health:
-        deployment = self.deployment
+        deployment, api = self.deployment, self.api
         return Health(
-            status=self.service.status,
+            status=self.status,
             model=deployment.model,
             model_note=deployment.model_note,
             draft_model=deployment.outline.draft,
@@ -221,7 +260,7 @@ class Front:
             bottleneck=self.service.bottleneck,
             inflight=self.service.inflight,
             queued=self.service.queued,
-            tool_call_parser=self.openai.tool_parser.name if self.openai else None,
+            tool_call_parser=api.tool_call_parser if api else None,
         )
 
 

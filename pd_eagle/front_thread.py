@@ -1,7 +1,7 @@
-"""A front in a thread of this process, and how all of it ends, whoever wants it to.
+"""A front in a thread of this process, and every way in which it ends.
 
-Whoever owns one may call `stop`, be collected, fail while it starts, be forked, or simply reach the
-end of the program. It does not know what requests look like.
+Its owner may call `stop`, be collected, fail while it starts, be forked, or reach the end of the
+program. It does not know what requests look like.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ _living: set[FrontThread] = set()
 class FrontThread:
     """One front, its event loop, and the daemon thread that runs it."""
 
-    def __init__(self, deployment: Deployment) -> None:
-        """Make the front, and the zygote's process; nothing of them is left if this raises."""
+    def __init__(self, deployment: Deployment, api: Future[Any]) -> None:
+        """Make the front, and the zygote's process; nothing of them is left if this raises.
+
+        `api` is the front's: loaded by the owner while the engines start.
+        """
         await_endings()
         self.drain_timeout_s = deployment.settings.drain_timeout_s
         self._pid = os.getpid()
@@ -53,7 +56,7 @@ class FrontThread:
         try:
             self._start_loop()
             try:
-                self.front: Front = self.call(_make_front(deployment, zygote))
+                self.front: Front[Any] = self.call(_make_front(deployment, zygote, api))
             except BaseException:
                 self._close_loop()
                 raise
@@ -67,7 +70,7 @@ class FrontThread:
 
     @property
     def ours(self) -> bool:
-        """Whether this process is the one that made it, not one forked from that."""
+        """Whether this process created it, not one forked from that."""
         return os.getpid() == self._pid
 
     def check_process(self) -> None:
@@ -106,9 +109,8 @@ class FrontThread:
     def stop(self, drain_timeout_s: float = 0.0) -> bool:
         """Stop every engine, then the thread; False if requests were cut off.
 
-        Whoever calls it again, from whatever thread, waits for the first call and returns what it
-        returns. What does not stop in time is killed; so is everything when the wait is
-        interrupted.
+        Further calls, from any thread, wait for the first and return what it returns. What does not
+        stop in time is killed; so is everything when the wait is interrupted.
         """
         with self._lock:
             first, self._ending = self._ending is None, self._ending or concurrent.futures.Future()
@@ -155,7 +157,7 @@ class FrontThread:
         self._thread.start()
 
     def _close_loop(self) -> None:
-        # Whoever still waits for a task of it is told.
+        # Cancelled first, so that callers in other threads do not wait for ever.
         cancelling = self.submit(_cancel_all())
         concurrent.futures.wait([cancelling], _KILLED_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -167,7 +169,7 @@ class FrontThread:
 
 
 def await_endings() -> None:
-    """Wait until the fronts that are ending have ended: their memory may be wanted."""
+    """Wait until the fronts that are ending have ended: a new one may need their memory."""
     for living in list(_living):
         if living.ended or living._abandoned:
             with contextlib.suppress(TimeoutError):  # then the start says what is still taken
@@ -180,8 +182,10 @@ def _end_all() -> None:
             living.stop()
 
 
-async def _make_front(deployment: Deployment, zygote: ZygoteProcess | str) -> Front:
-    return Front(deployment, zygote)  # its events belong to the loop that runs it
+async def _make_front(
+    deployment: Deployment, zygote: ZygoteProcess | str, api: Future[Any]
+) -> Front[Any]:
+    return Front(deployment, zygote, api)  # its events belong to the loop that runs it
 
 
 async def _cancel_all() -> None:

@@ -7,6 +7,7 @@ is not in them does not cross the worker's socket. It does not know how frames a
 from __future__ import annotations
 
 import hashlib
+import uuid
 from typing import Any, Literal
 
 import msgspec
@@ -46,6 +47,11 @@ class Request(Struct, frozen=True):
     sampling_params: dict[str, Any]
     options: Options = Options()
     timeout_s: float | None = None
+
+
+def new_rid() -> str:
+    """Return a request id: 32 hexadecimal digits, so never the prefix of another."""
+    return uuid.uuid4().hex
 
 
 class Bootstrap(Struct, frozen=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
+from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -49,8 +50,9 @@ class PDEngine:
         """
         deployment = deployments.decide(Settings.from_kwargs(**settings), os.environ)
         self.plan: Plan = deployment.plan
-        self._thread = FrontThread(deployment)
-        # Whoever drops the last reference, or runs the cell again, keeps no engine with it.
+        api: Future[GenerateApi] = Future()
+        self._thread = FrontThread(deployment, api)
+        # Dropping the last reference, or running a notebook's cell again, ends the engines.
         weakref.finalize(self, self._thread.abandon).atexit = False  # the thread sees to that
         self._front = self._thread.front
         starting = self._thread.submit(self._front.start())
@@ -60,11 +62,11 @@ class PDEngine:
             starting.result()
         except BaseException:
             starting.cancel()
-            self.shutdown()  # whoever keeps the error keeps no engine with it
+            self.shutdown()  # else the traceback of the error would keep the engines alive
             raise
-        self._front.service.decode = tokenizer.decode
         waits = settings.keys().isdisjoint(_QUEUE_LIMITS)
         self._api = GenerateApi(self._front.service, tokenizer, incremental=False, patient=waits)
+        api.set_result(self._api)
 
     def health(self) -> dict[str, Any]:
         """Return what `/health` of the server returns."""

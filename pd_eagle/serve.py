@@ -16,6 +16,7 @@ import math
 import os
 import socket
 import sys
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,6 +41,7 @@ from pd_eagle.workers.zygote import ForkRefused
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from pd_eagle.http.app import OpenAI
     from pd_eagle.plan.deployment import Deployment, Stack
     from pd_eagle.workers.zygote import ZygoteProcess
 
@@ -173,7 +175,8 @@ class _Server:
     def __init__(
         self, deployment: Deployment, forked: ZygoteProcess | str, listener: socket.socket
     ) -> None:
-        self._front = Front(deployment, forked)
+        self._api: Future[OpenAI] = Future()
+        self._front = Front(deployment, forked, self._api)
         self._listener = listener
         self._settings = deployment.settings
         self._signals = signals.StopSignals()
@@ -242,11 +245,10 @@ class _Server:
             engines.cancel()
             await asyncio.wait({engines})  # what it has started ends with it
             raise
-        self._front.service.decode = openai.decode
         _settle_heap()
         _let_the_loop_go_first()
-        self._front.openai = openai
-        logger.info("%s: serving %s", self._front.service.status, openai.model)
+        self._api.set_result(openai)
+        logger.info("%s: serving %s", self._front.status, openai.model)
 
     def _make_openai(self) -> Any:
         module, _, name = self._front.deployment.stack.openai.partition(":")

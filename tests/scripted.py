@@ -25,10 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from pd_eagle.errors import EngineError, InvalidRequest, ModelNotFound, StartFailed
-from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load, Request
+from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load, Request, new_rid
 from pd_eagle.plan.deployment import Stack
-from pd_eagle.plan.tool_parsers import ToolParser
-from pd_eagle.requests.service import new_rid
 from pd_eagle.workers.run_folder import instance_id
 from tests.process.processes import MARK
 
@@ -411,13 +409,13 @@ class ScriptedOpenAI:
     """The OpenAI layer of a scripted deployment: a prompt of letters, an answer of letters."""
 
     context_length = 1024
-    tool_parser = ToolParser(None, "scripted")
+    tool_call_parser = None
 
     def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
         self.model: str = engine_args["served_model_name"]
         self._service = service
 
-    def decode(self, ids: list[int]) -> str:
+    def detokenize(self, ids: list[int]) -> str:
         return "".join(map(chr, ids))
 
     async def parse(self, endpoint: str, body: bytes, http: object) -> Body:

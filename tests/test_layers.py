@@ -37,7 +37,7 @@ DOORS: dict[str, set[str]] = {
     "torch": {"cpu", "demo", "workers.engine"},
     "transformers": {"demo"},
     "huggingface_hub": {"plan.models"},
-    "prometheus_client": {"requests.metrics", "workers.engine_metrics"},
+    "prometheus_client": {"requests.metrics", "requests.exposition", "workers.engine_metrics"},
     "numpy": {"requests.metrics"},
     "tqdm": {"pd_engine"},
     "opentelemetry": {"requests.tracing"},

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.applications import Starlette
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from pd_eagle.http.answers import Endpoint
-    from pd_eagle.plan.tool_parsers import ToolParser
     from pd_eagle.requests.health import Health
 
 # About a millisecond's work, if all are refused.
@@ -45,8 +43,10 @@ class OpenAI(Protocol):
 
     model: str
     context_length: int
-    tool_parser: ToolParser
 
+    @property
+    def tool_call_parser(self) -> str | None: ...
+    def detokenize(self, ids: list[int], /) -> str: ...
     async def parse(self, endpoint: Endpoint, body: bytes, http: Request) -> Any: ...
     async def stream(
         self, endpoint: Endpoint, request: Any, http: Request
@@ -57,11 +57,12 @@ class OpenAI(Protocol):
 class FrontProtocol(Protocol):
     """What the routes need of the front; `pd_eagle.front.Front` is one."""
 
-    openai: OpenAI | None
     api_key: str | None
     keep_alive_s: float
     max_body_memory_bytes: int
 
+    @property
+    def api(self) -> OpenAI | None: ...
     @property
     def failing(self) -> bool: ...
     def health(self) -> Health: ...
@@ -117,14 +118,8 @@ class _Routes:
         self._front = front
         self._bodies = BodyMemory(front.max_body_memory_bytes)
 
-    def _health(self) -> Health:
-        health = self._front.health()
-        if health.serving and self._front.openai is None:  # the engines were faster
-            return replace(health, status="starting")
-        return health
-
     async def health(self, _: Request) -> Response:
-        health = self._health()
+        health = self._front.health()
         return json_response(health.as_json(), 200 if health.serving else 503)
 
     async def live(self, _: Request) -> Response:
@@ -133,7 +128,7 @@ class _Routes:
         return json_response({"status": "live"})
 
     async def ready(self, _: Request) -> Response:
-        health = self._health()
+        health = self._front.health()
         return json_response({"status": health.status}, 200 if health.serving else 503)
 
     async def metrics(self, request: Request) -> Response:
@@ -177,9 +172,9 @@ class _Routes:
 
     def _openai(self, request: Request) -> OpenAI:
         self._authorize(request)
-        if self._front.openai is None:
-            raise NotServing(f"the service is {self._health().status}")
-        return self._front.openai
+        if (openai := self._front.api) is None:
+            raise NotServing(f"the service is {self._front.health().status}")
+        return openai
 
     def _authorize(self, request: Request) -> None:
         key = self._front.api_key

@@ -83,7 +83,7 @@ class OpenAIApi:
         }
         self._service = service
         self._facade = facade
-        self.decode = facade.tokenizer.decode
+        self.detokenize = facade.detokenize
         self.model = facade.served_model_name
         self.context_length: int = facade.model_config.context_len
         self.tool_parser = facade.choose_tool_parser(templates)
@@ -93,6 +93,10 @@ class OpenAIApi:
         }
         if service.eagle_rules is not None:
             service.eagle_rules.correct_defaults(self._serving["chat"].default_sampling_params)
+
+    @property
+    def tool_call_parser(self) -> str | None:
+        return self.tool_parser.name
 
     async def parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
         """Return the request that `body` holds; its `timeout`, in seconds, goes into `http.state`.

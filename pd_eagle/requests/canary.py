@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Between two rounds.
 _PAUSE_S = 0.05
+#: The first step of an engine may have kernels to compile, on a GPU for ten seconds and more.
+_FIRST_PROBE_TIMEOUT_S = 120.0
 _PROBE_TIMEOUT_S = 10.0
 _LONGEST_PROBE_TIMEOUT_S = 60.0
 #: A probe may take this many times as long as the slowest of the last ones.
@@ -50,13 +52,13 @@ class Canary:
         self,
         router: Router,
         workers: Sequence[Worker],
-        probe: Callable[[Pair, float], Awaitable[None]],
+        carry_token: Callable[[Pair, float], Awaitable[None]],
         on_change: Callable[[], None],
         interval_s: float,
     ) -> None:
         self._router = router
         self._workers = workers
-        self._probe = probe
+        self._carry_token = carry_token
         self._on_change = on_change
         self._interval_s = interval_s
         self._doubt_s = min(_DOUBT_S, interval_s)
@@ -71,6 +73,12 @@ class Canary:
         self._took_s: deque[float] = deque(maxlen=_PROBES_REMEMBERED)
         self._doubt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    async def probe(self, pair: Pair, timeout_s: float = _FIRST_PROBE_TIMEOUT_S) -> None:
+        """Carry a token of our own over `pair`; raises what that fails with."""
+        await self._carry_token(pair, timeout_s)
+        self.carried(pair)
+        logger.debug("%s carried a token end to end", pair.name)
 
     # --- what real traffic says
 
@@ -95,7 +103,7 @@ class Canary:
         for counts in (self._failures, self._restarted):
             counts.pop(pair.name, None)
         if pair.name in self._router.broken:
-            self._router.broken.discard(pair.name)
+            self._router.mark_working(pair.name)
             logger.warning("the link of %s works again", pair.name)
             self._on_change()
 
@@ -164,7 +172,7 @@ class Canary:
     async def _check(self, pair: Pair) -> None:
         began = time.monotonic()
         try:
-            await self._probe(pair, self._limit_s())
+            await self.probe(pair, self._limit_s())
         except PdEagleError as error:
             late = isinstance(error, DeadlineExceeded)
             if excuse := self._excuse(pair, began) if late else None:
@@ -200,7 +208,7 @@ class Canary:
         self._doubted.discard(pair.name)
         failures = self._failures[pair.name]
         logger.warning("%s did not carry a token (%d in a row): %s", pair.name, failures, error)
-        self._router.broken.add(pair.name)
+        self._router.mark_broken(pair.name)
         self._on_change()
 
     # --- the mending
@@ -257,7 +265,7 @@ class Canary:
         present = {pair.name for pair in self._router.all_pairs()}
         # What comes back has a new link; if it came back because of the link, that must be seen.
         if gone := self._router.broken - present - self._restarted.keys():
-            self._router.broken -= gone
+            self._router.mark_working(*gone)
             self._on_change()
 
 

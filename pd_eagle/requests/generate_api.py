@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from pd_eagle.errors import InvalidRequest
-from pd_eagle.messages import Options, Request
+from pd_eagle.messages import Options, Request, new_rid
 from pd_eagle.requests import gate
 from pd_eagle.requests.batches import Batch
 from pd_eagle.requests.bounds import shown
-from pd_eagle.requests.service import new_rid
 from pd_eagle.requests.text_length import refuse_too_long
 
 if TYPE_CHECKING:
@@ -111,6 +110,8 @@ class Answer:
 class GenerateApi:
     """`generate_request` as SGLang's tokenizer manager has it."""
 
+    tool_call_parser: str | None = None
+
     def __init__(
         self,
         service: Service,
@@ -128,6 +129,10 @@ class GenerateApi:
         self.tokenizer: Any = tokenizer
         self._incremental = incremental
         self._patient = patient
+
+    def detokenize(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids)
+        return text
 
     async def generate_request(
         self, obj: Any, raw_request: object = None, *, count: Count | None = None

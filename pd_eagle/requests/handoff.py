@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -27,21 +28,24 @@ if TYPE_CHECKING:
 _PROMPT_LOGPROBS = ("input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs")
 
 
+Half = Literal["prefill", "decode", "deadline"]
+
+
 class Mailbox:
     """Events from two writers to one reader. Bounded by the tokens of one request."""
 
     # A future of its own, not an `asyncio.Event`: this is done for every token.
     def __init__(self) -> None:
-        self._events: list[tuple[str, Event]] = []
+        self._events: list[tuple[Half, Event]] = []
         self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Future[None] | None = None
 
-    def put(self, half: str, event: Event) -> None:
+    def put(self, half: Half, event: Event) -> None:
         self._events.append((half, event))
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    async def take(self) -> list[tuple[str, Event]]:
+    async def take(self) -> list[tuple[Half, Event]]:
         """Return all events that have come, in order; waits for the first."""
         if not self._events:
             self._reader = self._loop.create_future()
@@ -50,16 +54,15 @@ class Mailbox:
         return taken
 
 
-def _unheard(*_: object) -> None:
-    """Nobody is told."""
+def _ignore(*_: object) -> None: ...
 
 
 async def run(
     pair: Pair,
     request: Request,
     deadline: float,
-    on_phase: Callable[[str, float], None] = _unheard,
-    on_abort: Callable[[str], None] = _unheard,
+    on_phase: Callable[[str, float], None] = _ignore,
+    on_abort: Callable[[str], None] = _ignore,
     *,
     first_early: bool = False,
 ) -> AsyncGenerator[Delta, None]:
@@ -70,50 +73,99 @@ async def run(
     would wait for its KV for minutes. `on_phase` gets the seconds of "prefill", until the KV has
     been sent, of "first_delta" after it, and of "kv_handoff", from the end of prefill's last step
     to decode's first delta; `on_abort` why an attempt did not come to its end.
-    With `first_early` the first token is given out when prefill tells it, if it has a whole text.
+    With `first_early` the first token is yielded when prefill reports it, if it has a whole text.
     """
-    phases = _Phases(on_phase, in_pd=pair.prefill is not None)
-    cause = "closed"
-    mailbox = Mailbox()
-    # A timer that writes into the mailbox, since no timeout may enclose a yield.
-    late = Failed(request.rid, DeadlineExceeded.code, "the request's time is up")
-    timer = asyncio.get_running_loop().call_at(deadline, mailbox.put, "deadline", late)
-    bootstrap = pair.open_room()
-    submit = Submit(request, bootstrap)
-    prompt = _PromptLogprobs(wanted=pair.prefill is not None and request.options.return_logprob)
-    first = _FirstToken(early=first_early)
+    halves = _Halves(pair, request, deadline)
+    answer = _Answer(pair, request, on_phase, first_early=first_early)
     try:
-        if pair.prefill is not None:
-            pair.prefill.submit(submit, lambda event: mailbox.put("prefill", event))
-        pair.decode.submit(submit, lambda event: mailbox.put("decode", event))
+        halves.submit()
         while True:
-            for half, event in await mailbox.take():
-                if not phases.over:
-                    phases.note(half, event)
-                if isinstance(event, Failed):
-                    if half == "prefill" and prompt.begun:
-                        continue  # decode has the KV: it goes on without prefill
-                    cause = event.code
-                    raise from_code(event.code, event.message)
-                if half == "prefill":
-                    prompt.learn(event)
-                    deltas = prompt.release() if prompt.known else []
-                    deltas += first.of_prefill(event)
-                else:
-                    deltas = first.of_decode(prompt.hold(event))
-                for delta in deltas:
+            for half, event in await halves.mailbox.take():
+                for delta in answer.take(half, event):
                     if delta.finished:
-                        cause = ""
+                        answer.cut_by = ""
                     yield delta
                     if delta.finished:
                         return
     finally:
-        timer.cancel()
-        if cause:
-            on_abort(cause)
-        if pair.prefill is not None:
-            pair.prefill.abort(request.rid)
-        pair.decode.abort(request.rid)
+        halves.abort()
+        if answer.cut_by:
+            on_abort(answer.cut_by)
+
+
+class _Halves:
+    """One request on both workers of its pair, and what they say of it."""
+
+    def __init__(self, pair: Pair, request: Request, deadline: float) -> None:
+        self.mailbox = Mailbox()
+        self._pair = pair
+        self._request = request
+        # A timer that writes into the mailbox, since no timeout may enclose a yield.
+        late = Failed(request.rid, DeadlineExceeded.code, "the request's time is up")
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(deadline, self.mailbox.put, "deadline", late)
+
+    def submit(self) -> None:
+        """Send the request to both workers, in one room."""
+        submit, put = Submit(self._request, self._pair.open_room()), self.mailbox.put
+        if self._pair.prefill is not None:
+            self._pair.prefill.submit(submit, partial(put, "prefill"))
+        self._pair.decode.submit(submit, partial(put, "decode"))
+
+    def abort(self) -> None:
+        self._timer.cancel()
+        for worker in self._pair.workers:
+            worker.abort(self._request.rid)
+
+
+class _Answer:
+    """The answer's deltas, put together from the events of both halves.
+
+    `cut_by` says why it did not come to its end: the code of an error, or "closed".
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        request: Request,
+        on_phase: Callable[[str, float], None],
+        *,
+        first_early: bool,
+    ) -> None:
+        in_pd = pair.prefill is not None
+        self.cut_by = "closed"
+        self._phases = _Phases(on_phase, in_pd=in_pd)
+        self._prompt = _PromptLogprobs(wanted=in_pd and request.options.return_logprob)
+        self._first = _FirstToken(early=first_early)
+        self._plain = False  # decode's deltas are the answer's from here on
+
+    def take(self, half: Half, event: Event) -> list[Delta]:
+        """Return what `event` adds to the answer; raises what a half fails with."""
+        if isinstance(event, Failed):
+            self._fail(half, event)
+            return []
+        if half == "prefill":
+            return self._of_prefill(event)
+        return [event] if self._plain else self._of_decode(event)
+
+    def _fail(self, half: Half, event: Failed) -> None:
+        if half == "prefill" and self._prompt.begun:
+            return  # decode has the KV: it goes on without prefill
+        self.cut_by = event.code
+        raise from_code(event.code, event.message)
+
+    def _of_prefill(self, delta: Delta) -> list[Delta]:
+        if not self._phases.over:
+            self._phases.note_prefill(delta)
+        self._prompt.learn(delta)
+        return self._prompt.release() + self._first.of_prefill(delta)
+
+    def _of_decode(self, delta: Delta) -> list[Delta]:
+        if not self._phases.over:
+            self._phases.note_decode()
+        deltas = self._first.of_decode(self._prompt.hold(delta))
+        self._plain = self._prompt.passed and self._first.passed
+        return deltas
 
 
 class _Phases:
@@ -126,19 +178,18 @@ class _Phases:
         self._prefilled_at: float | None = None  # wall clock of this host, by the engine
         self.over = False
 
-    def note(self, half: str, event: Event) -> None:
-        if not isinstance(event, Delta):
-            return
-        if half == "decode":
-            # Its socket may be read before prefill's: then prefill was over by now.
+    def note_prefill(self, delta: Delta) -> None:
+        if delta.finished:
+            self._prefilled_at = delta.meta.get("prefill_finished_time")
             self._end_prefill()
-            self.over = True
-            self._end("first_delta")
-            if self._prefilled_at is not None:
-                self._on_phase("kv_handoff", max(0.0, time.time() - self._prefilled_at))
-        elif event.finished:
-            self._prefilled_at = event.meta.get("prefill_finished_time")
-            self._end_prefill()
+
+    def note_decode(self) -> None:
+        # Its socket may be read before prefill's: then prefill was over by now.
+        self._end_prefill()
+        self.over = True
+        self._end("first_delta")
+        if self._prefilled_at is not None:
+            self._on_phase("kv_handoff", max(0.0, time.time() - self._prefilled_at))
 
     def _end_prefill(self) -> None:
         if self._prefilling:
@@ -155,25 +206,31 @@ class _PromptLogprobs:
     """Holds decode's deltas back until the prompt's log probabilities have come from prefill."""
 
     def __init__(self, *, wanted: bool) -> None:
-        self.known = not wanted
-        self.begun = False
+        self.begun = False  # decode's deltas have been released
+        self._known = not wanted
         self._entries: dict[str, Any] = {}
         self._held: list[Delta] = []
 
     def learn(self, prefilled: Delta) -> None:
-        if not self.known and prefilled.finished:
-            self.known = True
+        if not self._known and prefilled.finished:
+            self._known = True
             self._entries = {
                 key: prefilled.meta[key] for key in _PROMPT_LOGPROBS if key in prefilled.meta
             }
 
     def hold(self, delta: Delta) -> list[Delta]:
-        if self.known and self.begun and not self._entries:
-            return [delta]  # the usual: nothing was held, nothing is added
         self._held.append(delta)
-        return self.release() if self.known else []
+        return self.release()
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is held, and nothing will be added to what comes."""
+        return self.begun and not self._entries
 
     def release(self) -> list[Delta]:
+        """Return what was held, once the log probabilities are known."""
+        if not self._known:
+            return []
         self.begun = self.begun or bool(self._held)
         held, self._held = self._held, []
         if not self._entries:
@@ -196,7 +253,7 @@ _FIRST_META = (
 
 
 class _FirstToken:
-    """Gives out the answer's first token when prefill tells it, and takes it from what decode says.
+    """Yields the answer's first token when prefill reports it, and drops it from decode's deltas.
 
     Prefill samples it and decode repeats it, but only after the step that it is in (SGLang 0.5.23).
     """
@@ -207,7 +264,7 @@ class _FirstToken:
         self._held_meta: dict[str, Any] = {}
 
     def of_prefill(self, delta: Delta) -> list[Delta]:
-        """Return what to give out of prefill's one delta, which ends its half."""
+        """Return what to yield of prefill's one delta, which ends its half."""
         clean = len(delta.output_ids) == 1 and delta.text and not delta.text.endswith(INCOMPLETE)
         if not (self._early and clean):
             return []
@@ -217,11 +274,16 @@ class _FirstToken:
         return [self._given]
 
     def of_decode(self, deltas: list[Delta]) -> list[Delta]:
-        """Return decode's `deltas` without what was given out before them."""
+        """Return decode's `deltas` without what was yielded before them."""
         self._early = False
-        if self._given is None and not self._held_meta:
-            return deltas  # the usual
+        if self.passed:
+            return deltas
         return [rest for delta in deltas if (rest := self._rest(delta)) is not None]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is to be dropped from decode's deltas, or added to them."""
+        return self._given is None and not self._held_meta
 
     def _rest(self, delta: Delta) -> Delta | None:
         given, self._given = self._given, None

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from pd_eagle.requests.fleet import SERVING
+
 if TYPE_CHECKING:
     from pd_eagle.plan.placement import Plan
     from pd_eagle.requests.bottleneck import Bottleneck
-    from pd_eagle.requests.service import Status
+    from pd_eagle.requests.fleet import Status
     from pd_eagle.workers.worker import Worker
 
 
@@ -90,7 +92,7 @@ class Health:
 
     @property
     def serving(self) -> bool:
-        return self.status in ("ready", "degraded")
+        return self.status in SERVING
 
     def as_json(self) -> dict[str, Any]:
         in_pd = self.plan.mode == "pd"

@@ -57,12 +57,12 @@ def first_may_come_early(request: Request) -> bool:
 class Progress:
     """One request over all its attempts.
 
-    `decode` makes text of token ids; without it every delta is taken to end a character.
+    `detokenize` makes text of token ids; without it every delta is taken to end a character.
     """
 
-    def __init__(self, request: Request, decode: Callable[[list[int]], str] | None) -> None:
+    def __init__(self, request: Request, detokenize: Callable[[list[int]], str] | None) -> None:
         self._request = request
-        self._decode = decode
+        self._detokenize = detokenize
         self._ids: list[int] = []
         self._texts: list[str] = []
         self._characters = 0
@@ -108,11 +108,11 @@ class Progress:
         The text of an incomplete character is held back by SGLang's detokenizer, and would be lost
         if its first tokens became prompt.
         """
-        if self._decode is None:
+        if self._detokenize is None:
             return self._ends[-1]
         for tokens, characters in reversed(self._ends):
             tail = self._ids[max(tokens - _CONTEXT_TOKENS, 0) : tokens]
-            if not tail or not self._decode(tail).endswith(INCOMPLETE):
+            if not tail or not self._detokenize(tail).endswith(INCOMPLETE):
                 return tokens, characters
         return (0, 0)
 

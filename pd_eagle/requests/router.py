@@ -15,6 +15,7 @@ from pd_eagle.messages import Bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
     from pd_eagle.messages import Role
     from pd_eagle.workers.worker import Worker
@@ -52,10 +53,10 @@ class Pair:
 
 
 class Router:
-    """Hands out pairs in turn; `broken` are the names of pairs whose link does not work."""
+    """Hands out pairs in turn, none whose link has been marked as broken."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
-        self.broken: set[str] = set()
+        self._broken: set[str] = set()
         self._workers = workers
         self._turns: dict[Role, Iterator[int]] = {
             role: itertools.count() for role in ("prefill", "decode", "unified")
@@ -94,9 +95,22 @@ class Router:
                     return pair, name
         raise NotServing("no worker is free of other requests")
 
+    # --- links
+
+    @property
+    def broken(self) -> AbstractSet[str]:
+        """The names of pairs whose link does not work."""
+        return self._broken
+
+    def mark_broken(self, *names: str) -> None:
+        self._broken.update(names)
+
+    def mark_working(self, *names: str) -> None:
+        self._broken.difference_update(names)
+
     def working_pairs(self) -> list[Pair]:
         """Return every pair of ready workers whose link is not known to be broken."""
-        return [pair for pair in self.all_pairs() if pair.name not in self.broken]
+        return [pair for pair in self.all_pairs() if pair.name not in self._broken]
 
     def all_pairs(self) -> list[Pair]:
         """Return every pair of ready workers, those with a broken link too."""

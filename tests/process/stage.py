@@ -10,22 +10,26 @@ import re
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from pd_eagle.messages import Delta, Failed, Request, Submit
+from pd_eagle.messages import Delta, Failed, Request, Submit, new_rid
 from pd_eagle.plan.placement import Plan, WorkerPlan
 from pd_eagle.requests import handoff
-from pd_eagle.requests.service import Service, ServicePolicy, new_rid
+from pd_eagle.requests.policy import ServicePolicy
+from pd_eagle.requests.service import Service
 from pd_eagle.workers.restarts import RestartPolicy
 from pd_eagle.workers.worker import Launch, Worker
 from tests import scripted
 from tests.scripted import Script
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
     from pathlib import Path
 
     from pd_eagle.messages import Event, Role
+    from pd_eagle.requests.metrics import RequestWatch
     from pd_eagle.requests.router import Pair
     from pd_eagle.workers.launch import Launcher
+
+    Watch = Callable[[Request], RequestWatch]
 
 READY = Script()
 Scripts = Script | list[Script]
@@ -148,8 +152,10 @@ class Stage:
         await self.start(worker, script)
         return worker
 
-    def new_service(self, *roles: Role, policy: ServicePolicy = ONE_TRY) -> Service:
-        service = Service(plan_of(*roles), policy)
+    def new_service(
+        self, *roles: Role, policy: ServicePolicy = ONE_TRY, watch: Watch | None = None
+    ) -> Service:
+        service = Service(plan_of(*roles), policy, watch=watch)
         self._stack.push_async_callback(service.stop)
         return service
 
@@ -171,9 +177,10 @@ class Stage:
         *roles: Role,
         scripts: Mapping[str, Scripts] | None = None,
         policy: ServicePolicy = ONE_TRY,
+        watch: Watch | None = None,
     ) -> Service:
         """Return a service of these roles that is ready."""
-        service = self.new_service(*roles, policy=policy)
+        service = self.new_service(*roles, policy=policy, watch=watch)
         await self.start_service(service, scripts)
         return service
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pd_eagle.http.app import make_app
-from pd_eagle.requests.service import ServicePolicy
+from pd_eagle.requests.policy import ServicePolicy
 from tests.asgi import Exchange
 from tests.process.stage import ONE_TRY, Stage, request
 from tests.scripted import Act, Script, ScriptedOpenAI
@@ -61,7 +61,7 @@ SCRIPTS = {
 class Front:
     """What the application needs of a front."""
 
-    openai: OpenAI | None
+    api: OpenAI | None
     api_key: str | None = None
     keep_alive_s = 0.0
     max_body_memory_bytes = 2**20

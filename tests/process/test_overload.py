@@ -6,13 +6,17 @@ import asyncio
 import random
 from collections import Counter
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pd_eagle.errors import DeadlineExceeded, Overloaded
-from pd_eagle.requests.service import Service, ServicePolicy
+from pd_eagle.requests.policy import ServicePolicy
 from tests.process.stage import Stage, request
 from tests.scripted import Act, Script, answer_to
+
+if TYPE_CHECKING:
+    from pd_eagle.requests.service import Service
 
 _PLACES = 4
 _CLIENTS = 3 * _PLACES

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pd_eagle.errors import EngineCrashed, InvalidRequest, NotServing, WorkerDied
-from pd_eagle.messages import Request
-from pd_eagle.requests.service import ServicePolicy, new_rid
+from pd_eagle.messages import Request, new_rid
+from pd_eagle.requests.policy import ServicePolicy
 from pd_eagle.workers.restarts import RestartPolicy
 from tests.process.stage import READY, Stage, request
 from tests.scripted import Act, Script, answer_to, ids_of
@@ -134,7 +134,7 @@ async def test_a_crash_that_nobody_caused_counts(forked: Stage) -> None:
         "prefill", "decode", scripts={"decode-0": [once, READY]}, policy=POLICY
     )
     assert await text_of(service, request("p")) == answer_to("p")
-    assert service._supervisor._histories["decode-0"].recent == 1
+    assert service.fleet.supervisor._histories["decode-0"].recent == 1
 
 
 async def test_a_client_that_leaves_gives_its_trial_back(forked: Stage) -> None:
@@ -180,7 +180,7 @@ async def test_a_worker_that_was_given_up_is_tried_again(forked: Stage) -> None:
     await forked.journal.line("decode-0 is back")
     assert await text_of(service, request("x")) == answer_to("x")
     assert service.status == "ready"
-    assert service.unserved_s == 0.0
+    assert service.fleet.unserved_s == 0.0
 
 
 @pytest.mark.both_loops
@@ -335,7 +335,7 @@ async def test_what_takes_long_once_is_not_begun_again_for_ever(forked: Stage) -
     service = await forked.service(
         "prefill", "decode", scripts={"decode-0": compiles}, policy=policy
     )
-    supervisor, decode = service._supervisor, service.workers[1]
+    supervisor, decode = service.fleet.supervisor, service.workers[1]
     known = [supervisor._hang_timeout_s(decode)]
     for number in range(2):
         running = create_task(text_of(service, request(f"c{number}", 8)))

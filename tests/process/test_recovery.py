@@ -17,7 +17,7 @@ import pytest
 from pd_eagle.errors import DeadlineExceeded, NotServing, TransferFailed, WorkerDied
 from pd_eagle.messages import Load
 from pd_eagle.requests import canary
-from pd_eagle.requests.service import ServicePolicy
+from pd_eagle.requests.policy import ServicePolicy
 from pd_eagle.workers import own_time
 from pd_eagle.workers.restarts import RestartPolicy
 from tests.process.stage import READY, Stage, request
@@ -338,7 +338,7 @@ async def test_a_silent_link_is_found_while_requests_are_open_on_it(
     )
     waiting = create_task(deltas_of(service, request("x")))
     await forked.journal.line(r"prefill-0\+decode-0 did not carry a token \(1 in a row\)")
-    assert service._router.broken
+    assert service.fleet.router.broken
     assert not waiting.done()
     await forked.journal.line("prefill-0 failed: the link of .* stays broken")
     assert_undisturbed(await waiting, "x")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pd_eagle import serve
-from pd_eagle.requests.service import ServicePolicy
+from pd_eagle.requests.policy import ServicePolicy
 from tests.otlp import Collector, attributes, names
 from tests.process.server import Server
 from tests.process.stage import request, text_of
@@ -115,11 +115,15 @@ async def test_off_the_server_makes_no_spans(tmp_path: Path, collector: Collecto
 
 async def test_a_death_is_an_event_of_the_request(forked: Stage) -> None:
     dies = Script(acts={"d": Act("die", after=3)})
-    service = await forked.service(
-        "prefill", "decode", "decode", scripts={"decode-0": dies}, policy=ServicePolicy()
-    )
     spans = Spans()
-    service.begin = spans.tracing.watching(service.metrics, "letters")
+    service = await forked.service(
+        "prefill",
+        "decode",
+        "decode",
+        scripts={"decode-0": dies},
+        policy=ServicePolicy(),
+        watch=spans.begin,
+    )
     texts = [await text_of(service.stream(request("d"))) for _ in range(2)]
     assert texts == [answer_to("d")] * 2
     (resumed,) = [span for span in spans.finished if span.events]

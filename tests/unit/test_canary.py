@@ -68,7 +68,6 @@ class Scene:
         await asyncio.sleep(self.takes_s)
         if self.silent(pair):
             raise self.error
-        self.canary.carried(pair)
 
     def worker(self, name: str) -> FakeWorker:
         return next(worker for worker in self.workers if worker.name == name)
@@ -266,7 +265,7 @@ async def test_nothing_is_restarted_and_nothing_new_probed_beside_a_start(
     four: Scene, state: str
 ) -> None:
     four.worker("decode-1").state = state
-    four.router.broken = {"prefill-0+decode-0"}
+    four.router.mark_broken("prefill-0+decode-0")
     four.silent = lambda pair: True
     await four.rounds(5)
     assert set(four.probes) == {"prefill-0+decode-0"}  # it may have come back

@@ -9,25 +9,25 @@ import pytest
 
 from pd_eagle.messages import Load, Request
 from tests import exposition
-from tests.unit.test_metrics import metrics_of, worker
+from tests.unit.test_metrics import exposition_of, worker
 
 if TYPE_CHECKING:
-    from pd_eagle.requests.metrics import Metrics
+    from pd_eagle.requests.exposition import Exposition
 
 PANELS: list[dict[str, Any]] = exposition.dashboard()["panels"]
 
 
-def with_everything() -> Metrics:
+def with_everything() -> Exposition:
     """Return series of a service to which everything has happened."""
-    metrics = metrics_of(
+    series = exposition_of(
         worker("decode-0", load=Load(0.0, spec_accept_length=2, spec_accept_rate=1))
     )
-    metrics._watched.admission.refused["queue_full"] += 1
-    watch = metrics.begin(Request("r", [0], {}))
+    series._watched.admission.refused["queue_full"] += 1
+    watch = series.metrics.begin(Request("r", [0], {}))
     watch.admitted(1)
     watch.aborted("worker_died")
     watch.end()
-    return metrics
+    return series
 
 
 def test_it_is_of_a_form_that_grafana_takes() -> None:
@@ -67,7 +67,7 @@ def overlap(one: dict[str, int], other: dict[str, int]) -> bool:
 
 @pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text"])
 def test_every_series_of_ours_exists_and_is_used_as_what_it_is(accept: str) -> None:
-    text = with_everything().exposition(accept)[0].decode()
+    text = with_everything().text(accept)[0].decode()
     types = exposition.types_of(text, openmetrics="openmetrics" in accept)
     assert exposition.used_by_the_dashboard("pd_eagle_") - types.keys() == set()
     for expr in exposition.expressions():
@@ -77,7 +77,7 @@ def test_every_series_of_ours_exists_and_is_used_as_what_it_is(accept: str) -> N
 
 def test_nothing_that_we_count_is_left_out() -> None:
     """Whoever adds a series says on the dashboard what it is good for."""
-    types = exposition.types_of(with_everything().exposition("")[0].decode())
+    types = exposition.types_of(with_everything().text("")[0].decode())
     used = exposition.used_by_the_dashboard("pd_eagle_")
     families = {name for name in types if not name.endswith(("_sum", "_count", "_created"))}
     assert families - used == set()
@@ -108,7 +108,7 @@ def test_misuse_is_found(expr: str, right: bool) -> None:
 
 
 def test_promtool_has_nothing_to_say() -> None:
-    complaints = exposition.promtool_complaints(with_everything().exposition("")[0].decode())
+    complaints = exposition.promtool_complaints(with_everything().text("")[0].decode())
     if complaints is None:
         pytest.skip("promtool is not on PATH: Debian has it in the package prometheus")
     assert complaints == []

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from pd_eagle.messages import Load, Request
 from pd_eagle.requests.admission import Admission, Limits
+from pd_eagle.requests.exposition import Exposition
 from pd_eagle.requests.metrics import Metrics, Times
 from pd_eagle.requests.prefill_window import PrefillWindow, PrefillWindows
 from pd_eagle.workers.channel import Traffic
@@ -28,7 +29,7 @@ from pd_eagle.workers.channel import Traffic
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pd_eagle.requests.metrics import Watched
+    from pd_eagle.requests.exposition import Watched
 
 #: What an engine's process does, with one counter, one gauge and one histogram.
 ENGINE = """
@@ -79,9 +80,9 @@ def watched(*workers: SimpleNamespace) -> SimpleNamespace:
     )
 
 
-def series(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
+def series(exposition: Exposition) -> dict[tuple[str, tuple[str, ...]], float]:
     """Return every sample, by its name and the values of its labels in order of their names."""
-    text = metrics.exposition("")[0].decode()
+    text = exposition.text("")[0].decode()
     found: dict[tuple[str, tuple[str, ...]], float] = {}
     for family in parse(text):
         for sample in family.samples:
@@ -91,24 +92,24 @@ def series(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
     return found
 
 
-def metrics_of(*workers: SimpleNamespace) -> Metrics:
-    return Metrics(cast("Watched", watched(*workers)))
+def exposition_of(*workers: SimpleNamespace) -> Exposition:
+    return Exposition(Metrics(), cast("Watched", watched(*workers)))
 
 
 def test_a_request_leaves_its_times_and_its_outcome() -> None:
-    metrics = metrics_of()
+    exposition = exposition_of()
     request = Request("r", [0], {})
-    watch = metrics.begin(request)
+    watch = exposition.metrics.begin(request)
     watch.admitted(prompt_tokens=5)
     watch.delta(1)
     watch.delta(3)
     watch.phase("prefill", 0.02)
     watch.finished({})
     watch.end()
-    cancelled = metrics.begin(request)
+    cancelled = exposition.metrics.begin(request)
     cancelled.aborted("worker_died")
     cancelled.end()
-    found = series(metrics)
+    found = series(exposition)
     assert found["pd_eagle_requests_total", ("finished",)] == 1
     assert found["pd_eagle_requests_total", ("cancelled",)] == 1
     assert found["pd_eagle_prompt_tokens_total", ()] == 5
@@ -140,7 +141,7 @@ def test_times_fall_into_prometheus_buckets(seconds: list[float], at_least: int)
     times = Times(BOUNDS)
     for one in seconds:
         times.observe(one)
-        times.settle(at_least)
+        times.aggregate(at_least)
     buckets, total = told(times)
     assert buckets == [sum(one <= bound for one in seconds) for bound in (*BOUNDS, math.inf)]
     assert total == pytest.approx(sum(seconds))
@@ -159,21 +160,21 @@ def test_no_time_is_lost_between_threads() -> None:
 
 
 def test_a_list_of_times_stays_short_where_nobody_asks() -> None:
-    metrics = metrics_of()
+    exposition = exposition_of()
     for _ in range(100):
-        watch = metrics.begin(Request("r", [0], {}))
+        watch = exposition.metrics.begin(Request("r", [0], {}))
         for _ in range(500):
             watch.delta(1)
         watch.end()
-        assert len(metrics.gap._noted) < 5000
-    assert series(metrics)["pd_eagle_inter_token_seconds_count", ()] == 100 * 499
+        assert len(exposition.metrics.gap._observed) < 5000
+    assert series(exposition)["pd_eagle_inter_token_seconds_count", ()] == 100 * 499
 
 
 def test_the_plan_and_the_queue_are_read_when_asked() -> None:
     load = Load(snapshot_at=0.0, spec_accept_length=2.5, spec_accept_rate=0.75)
-    metrics = metrics_of(worker("prefill-0"), worker("decode-0", load=load))
-    metrics._watched.admission.refused["queue_full"] += 3
-    found = series(metrics)
+    exposition = exposition_of(worker("prefill-0"), worker("decode-0", load=load))
+    exposition._watched.admission.refused["queue_full"] += 3
+    found = series(exposition)
     assert found["pd_eagle_requests_running_limit", ()] == 4
     assert found["pd_eagle_requests_queued", ()] == 0
     assert found["pd_eagle_kv_tokens_limit", ()] == 100
@@ -197,7 +198,7 @@ def test_engines_are_told_apart_and_a_dead_one_is_not_counted(tmp_path: Path) ->
         engine(tmp_path / name, tokens)
     engine(tmp_path / "decode-0", 4)  # another process of the same engine
     present = [worker(name, tmp_path / name) for name in ("decode-0", "decode-1", "just-launched")]
-    found = series(metrics_of(*present, worker("gone")))
+    found = series(exposition_of(*present, worker("gone")))
     assert found["sglang:prompt_tokens_total", ("m", "decode-0")] == 7
     assert found["sglang:prompt_tokens_total", ("m", "decode-1")] == 5
     assert found["sglang:running", ("decode-0",)] == 1
@@ -208,7 +209,7 @@ def test_engines_are_told_apart_and_a_dead_one_is_not_counted(tmp_path: Path) ->
 def test_sglangs_transfer_latency_says_what_it_does_not_mean(tmp_path: Path) -> None:
     other = ENGINE.replace("sglang:seconds", "sglang:kv_transfer_latency_ms")
     subprocess.run([sys.executable, "-c", other, str(tmp_path), "1"], check=True)
-    text = metrics_of(worker("prefill-0", tmp_path)).exposition("")[0].decode()
+    text = exposition_of(worker("prefill-0", tmp_path)).text("")[0].decode()
     told = next(line for line in text.splitlines() if "HELP sglang:kv_transfer" in line)
     assert "Over NIXL this counts from the first chunk sent" in told
     assert "pd_eagle_kv_handoff_seconds" in told
@@ -228,7 +229,7 @@ def test_sglangs_transfer_latency_says_what_it_does_not_mean(tmp_path: Path) -> 
 )
 def test_both_forms_can_be_parsed(tmp_path: Path, accept: str) -> None:
     engine(tmp_path, 1)
-    body, content_type = metrics_of(worker("decode-0", tmp_path)).exposition(accept)
+    body, content_type = exposition_of(worker("decode-0", tmp_path)).text(accept)
     openmetrics = "openmetrics" in content_type
     assert openmetrics is ("openmetrics" in accept)
     families = list((parse_openmetrics if openmetrics else parse)(body.decode()))

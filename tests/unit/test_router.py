@@ -92,11 +92,11 @@ def test_a_pair_that_was_tried_is_taken_only_when_there_is_no_other() -> None:
 
 def test_a_broken_link_is_not_taken_at_all() -> None:
     routes = router(halves(2, 2))
-    routes.broken = {"prefill-0+decode-0", "prefill-1+decode-0"}
+    routes.mark_broken("prefill-0+decode-0", "prefill-1+decode-0")
     assert {routes.pick().decode.name for _ in range(8)} == {"decode-1"}
-    routes.broken |= {"prefill-0+decode-1"}
+    routes.mark_broken("prefill-0+decode-1")
     assert {routes.pick().name for _ in range(8)} == {"prefill-1+decode-1"}
-    routes.broken |= {"prefill-1+decode-1"}
+    routes.mark_broken("prefill-1+decode-1")
     with pytest.raises(NotServing):
         routes.pick()
 

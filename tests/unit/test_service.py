@@ -12,15 +12,16 @@ import pytest
 
 from pd_eagle.errors import ContextLengthExceeded, InvalidRequest, NotServing, Overloaded
 from pd_eagle.front import Front
-from pd_eagle.messages import EngineInfo, Load, Request
+from pd_eagle.messages import EngineInfo, Load, Request, new_rid
 from pd_eagle.plan import measured
 from pd_eagle.plan.tuning import Tree
-from pd_eagle.requests.service import Service, ServicePolicy, new_rid
+from pd_eagle.requests.policy import ServicePolicy
+from pd_eagle.requests.service import Service
 from tests.process.stage import plan_of
 
 if TYPE_CHECKING:
     from pd_eagle.messages import Role
-    from pd_eagle.requests.service import Status
+    from pd_eagle.requests.fleet import Status
     from pd_eagle.workers.worker import State
 
 INFO = EngineInfo(
@@ -43,8 +44,9 @@ def service_of(*infos: EngineInfo, policy: ServicePolicy | None = None) -> Servi
     service = Service(plan_of("prefill", *decode), policy or ServicePolicy())
     for worker, of_worker in zip(service.workers, infos, strict=True):
         worker.info, worker.state = of_worker, "ready"
-    service._learn_limits()
-    service._on_change()
+    service.fleet.learn_limits()
+    service._set_admission_limits()
+    service.fleet.update()
     return service
 
 
@@ -152,39 +154,39 @@ def test_the_status_follows_the_workers(states: tuple[State, ...], status: Statu
     service = service_of(INFO, INFO, INFO)
     for worker, state in zip(service.workers, states, strict=True):
         worker.state = state
-    service._on_change()
+    service.fleet.update()
     assert service.status == status
 
 
 def test_a_broken_link_is_not_the_whole_plan() -> None:
     service = service_of(INFO, INFO, INFO)
-    service._router.broken.add("prefill-0+decode-0")
-    service._on_change()
+    service.fleet.router.mark_broken("prefill-0+decode-0")
+    service.fleet.update()
     assert service.status == "degraded"
 
 
 def test_a_link_that_broke_once_keeps_nothing_alive() -> None:
     service = service_of(INFO, INFO, INFO)
-    service._router.broken.add("prefill-0+decode-0")
+    service.fleet.router.mark_broken("prefill-0+decode-0")
     for worker in service.workers:
         worker.state = "failed"
-    service._on_change()
+    service.fleet.update()
     assert service.status == "failed"
-    assert service.unserved_s > 0
+    assert service.fleet.unserved_s > 0
 
 
 def test_while_workers_restart_a_failure_is_not_final_before_a_start_could_be_over() -> None:
     service = service_of(INFO, INFO, INFO)
-    service._supervisor.longest_start_s = 100.0
+    service.fleet.supervisor.longest_start_s = 100.0
     for worker in service.workers:
         worker.state = "failed"
-    service._on_change()
-    assert service._unserved_since is not None
-    service._unserved_since -= 60.0
-    assert service.failed_share(50.0) > 1
+    service.fleet.update()
+    assert service.fleet._unserved_since is not None
+    service.fleet._unserved_since -= 60.0
+    assert service.fleet.failed_share(50.0) > 1
     service.workers[0].state = "restarting"
-    assert 0.29 < service.failed_share(50.0) < 0.5
-    assert service.failed_share(300.0) < 0.21
+    assert 0.29 < service.fleet.failed_share(50.0) < 0.5
+    assert service.fleet.failed_share(300.0) < 0.21
 
 
 # --- the door
@@ -219,7 +221,7 @@ async def test_what_is_too_much_is_refused_at_once() -> None:
     service = service_of(INFO, INFO, policy=ServicePolicy(max_inflight=1, max_queue=1))
     for worker in service.workers:
         worker.state = "restarting"  # nobody answers: what is let in, waits
-    service.status = "degraded"
+    service.fleet.status = "degraded"
     streams = [service.stream(request([1], max_new_tokens=1)) for _ in range(3)]
     running, waiting = [asyncio.ensure_future(anext(stream)) for stream in streams[:2]]
     for _ in range(5):

@@ -16,6 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from pd_eagle.errors import Overloaded, WorkerDied
 from pd_eagle.messages import Options, Request
 from pd_eagle.requests import tracing
+from pd_eagle.requests.exposition import Exposition
 from pd_eagle.requests.metrics import Metrics
 from pd_eagle.requests.tracing import Tracing
 from tests import asgi
@@ -25,7 +26,8 @@ from tests.unit.test_metrics import series, watched
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pd_eagle.requests.metrics import RequestWatch, Watched
+    from pd_eagle.requests.exposition import Watched
+    from pd_eagle.requests.metrics import RequestWatch
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
@@ -41,7 +43,8 @@ class Spans:
         self.provider = TracerProvider(shutdown_on_exit=False)
         self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.tracing = Tracing(self.provider)
-        self.metrics = Metrics(cast("Watched", watched()))
+        self.metrics = Metrics()
+        self.exposition = Exposition(self.metrics, cast("Watched", watched()))
 
     def begin(self, request: Request = REQUEST) -> RequestWatch:
         return self.tracing.watching(self.metrics, "letters")(request)
@@ -125,7 +128,7 @@ def test_a_request_is_one_span_with_one_below_it_for_each_phase(spans: Spans) ->
 
 def test_the_series_hear_the_same(spans: Spans) -> None:
     answer(spans.begin())
-    found = series(spans.metrics)
+    found = series(spans.exposition)
     assert found["pd_eagle_requests_total", ("finished",)] == 1
     assert found["pd_eagle_generated_tokens_total", ()] == 3
     assert found["pd_eagle_prompt_tokens_total", ()] == 3
