@@ -1,8 +1,7 @@
-"""What every result says of itself, and where it is kept."""
+"""The provenance of every result (hardware, versions, commit), and where results are kept."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
-#: Not tracked: logs and other remains of runs.
+#: Not tracked: logs of runs, and results of quick ones.
 LOGS = ROOT / ".cache"
 
 
 def provenance(*packages: str) -> dict[str, Any]:
-    """Return what a result must say of itself: hardware, versions, commit."""
+    """Return hardware, versions, commit and command of this run."""
     installed = {name: version(name) for name in ("sglang", "torch", *packages)}
     return {
         "hardware": {"cpus": os.cpu_count(), "cpu": _cpu(), "gpus": _gpus()},
@@ -49,9 +48,9 @@ def _cpu() -> str:
 
 
 def _commit() -> str:
-    """Return the commit that ran, with a `+` when files of the tree were not committed.
+    """Return the commit that ran, with a `+` when the tree had uncommitted changes.
 
-    BENCHMARKS_COMMIT says it for a tree that was carried without its history.
+    BENCHMARKS_COMMIT overrides it for a tree that was copied without its history.
     """
     if told := os.environ.get("BENCHMARKS_COMMIT"):
         return told
@@ -67,7 +66,7 @@ def _commit() -> str:
 
 
 def keep(name: str, result: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Write `result` to `benchmarks/results`, that of a quick run to where nothing is tracked."""
+    """Write `result` to `benchmarks/results`, that of a quick run to `LOGS`."""
     folder = LOGS if arguments.quick else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
@@ -76,17 +75,17 @@ def keep(name: str, result: dict[str, Any], arguments: argparse.Namespace) -> No
 
 
 def conclude(name: str, result: dict[str, Any], arguments: argparse.Namespace) -> int:
-    """Keep `result`, with where it comes from, and print its summary; return the exit code.
+    """Keep `result` with its provenance and print its summary; return the exit code.
 
-    That is 1 if `result["wrong"]`, how much was not as it must be, is above 0.
+    The code is 1 if `result["wrong"]`, the number of failures, is above 0.
     """
     keep(name, {"benchmark": name} | result | provenance("nixl"), arguments)
-    print(json.dumps(result["summary"], indent=1))
+    sys.stdout.write(compact_json.as_text(result["summary"]))
     return 1 if result["wrong"] else 0
 
 
 def log_to_file(name: str) -> None:
-    """Write what the package logs, the engines' output included, to a file of `LOGS`."""
+    """Send the package's log, including the engines' output, to a file in `LOGS`."""
     LOGS.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
         filename=LOGS / f"{name}.log",
@@ -97,6 +96,6 @@ def log_to_file(name: str) -> None:
 
 
 def tell(line: str) -> None:
-    """Show progress."""
+    """Print a line of progress to standard error."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

@@ -1,6 +1,6 @@
 """The sections of the page of measurements: one function a result, from its JSON to Markdown.
 
-They know the figures and nothing of files.
+They know the results' keys, not where results are kept.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def startup(result: Result) -> str:
         for n in ("1", "2")
     ]
     return (
-        table(["plan", "`make serve` until ready, s", "private memory in all, MiB"], rows)
-        + f"\nRatio of the times: {found['ratio_2_to_1_decode']}. "
-        + f"Idle, 1 prefill and 2 decode: {found['idle_cores']} cores.\n"
+        table(["plan", "`make serve` until ready, s", "private memory in total, MiB"], rows)
+        + f"\nRatio of the start times: {found['ratio_2_to_1_decode']}. "
+        + f"CPU when idle, 1 prefill and 2 decode: {found['idle_cores']} cores.\n"
     )
 
 
@@ -46,11 +46,11 @@ def eagle_lossless(result: Result) -> str:
         ]
         for run in result["runs"]
     ]
-    head = ["model", "mode", "steps,topk,tokens", "at once", "tokens", "equal answers"]
+    head = ["model", "mode", "steps,topk,tokens", "batch", "tokens", "equal answers"]
     return (
         "Greedy answers of at most "
-        f"{result['summary']['new_tokens_at_most']} tokens in float32, against the unified engine "
-        "without EAGLE, one at a time.\n\n" + table([*head, "tokens a verification"], rows)
+        f"{result['summary']['new_tokens_at_most']} tokens in float32, compared with the unified "
+        "engine without EAGLE at batch 1.\n\n" + table([*head, "tokens per verification"], rows)
     )
 
 
@@ -58,13 +58,13 @@ def eagle_rounding(result: Result) -> str:
     found = result["summary"]
     rows = [[name, f"{count} of {found['prompts']}"] for name, count in found["differing"].items()]
     return (
-        "Answers in bfloat16 that differ somewhere from the plain engine's, one at a time. The "
-        "first row runs no EAGLE: another batch size is enough.\n\n"
+        "Answers in bfloat16 that differ from the plain engine's at batch 1. The first row runs "
+        "without EAGLE: another batch size is enough.\n\n"
         + table(["run", "answers that differ"], rows)
-        + "\nBetween the two likeliest tokens lie "
-        f"{found['median_gap_of_all_tokens']} nats in the median of all places, and at most "
+        + "\nThe gap between the two best tokens is "
+        f"{found['median_gap_of_all_tokens']} nats in the median over all tokens, and at most "
         f"{found['largest_gap_at_a_first_difference']} where an answer first differs: rounding "
-        "turns near ties.\n"
+        "can flip near ties.\n"
     )
 
 
@@ -90,9 +90,9 @@ def eagle_speed(result: Result) -> str:
         [row["batch"], tree(row["tree"]), *(row[name] for name in names)]
         for row in result["summary"]["table"]
     ]
-    head = ["at once", "steps,topk,tokens", "tokens/s without", "with", "ratio"]
+    head = ["batch", "steps,topk,tokens", "tokens/s without", "with", "ratio"]
     said = "\n".join(f"- {line}" for line in result["summary"]["advice"])
-    return table([*head, "tokens a verification"], rows) + f"\n{said}\n"
+    return table([*head, "tokens per verification"], rows) + f"\n{said}\n"
 
 
 def soak(result: Result) -> str:
@@ -101,8 +101,9 @@ def soak(result: Result) -> str:
         f"{found['strikes']} processes killed or stopped in {found['seconds']:.0f} s "
         f"({found['transfer']}): {found['requests_sent']} requests sent, {found['answered']} "
         f"answered, {found['wrong']} wrong, {found['failed']} failed, "
-        f"{found['failed_503_plan_down']} refused because the plan was down. Longest pause of an "
-        f"answer: median {pause['p50']} s, most {pause['max']} s: each restart waits longer.\n"
+        f"{found['failed_503_plan_down']} refused because the plan was down. Longest pause within "
+        f"an answer: median {pause['p50']} s, maximum {pause['max']} s, because restarts back "
+        "off.\n"
     )
 
 
@@ -113,9 +114,9 @@ def poison(result: Result) -> str:
         f"{found['honest_streams_at_a_time']} streams at a time, and for {found['seconds']:.0f} s "
         f"every 5 s a request that crashes the engine it is in ({found['poison_sent']} of them): "
         f"{found['honest_exact']} of {found['honest_sent']} texts exact, {found['honest_failed']} "
-        f"failed, {found['workers_given_up']} workers given up. {found['engine_deaths']} deaths of "
-        f"engines; restarts: {restarts}. Longest pause of an answer: median {pause['p50']} s, most "
-        f"{pause['max']} s: each restart waits for a processor.\n"
+        f"failed, {found['workers_given_up']} workers given up. {found['engine_deaths']} engine "
+        f"deaths; restarts: {restarts}. Longest pause within an answer: median {pause['p50']} s, "
+        f"maximum {pause['max']} s, because restarts compete for the CPU.\n"
     )
 
 
@@ -128,7 +129,7 @@ def abort_storm(result: Result) -> str:
     ]
     head = ["worker", "running before", "KV tokens before", "running after", "KV tokens after"]
     return (
-        f"{found['requests']} requests given up: {moments}. The next one took "
+        f"{found['requests']} requests aborted: {moments}. The next request took "
         f"{found['the_next_request_s']} s.\n\n" + table(head, rows)
     )
 
@@ -147,7 +148,7 @@ def loop_stall(result: Result) -> str:
         for name, row in longest
     ]
     return (
-        f"The longest that one of {found['requests']} requests kept the front's event loop: "
+        f"The longest that one of {found['requests']} requests blocked the front's event loop: "
         f"{found['longest_stall_ms']} ms ({found['of']}). A small chat beside four large ones took "
         f"{beside['honest_s']:.3f} s, the slowest of those {beside['large_s']:.3f} s.\n\n"
         + table(["request", "bytes", "status", "stall, ms", "answer, s"], rows)
@@ -164,10 +165,10 @@ def overload(result: Result) -> str:
     ]
     live = found["live_s"]
     return (
-        f"{found['requests_a_burst']} requests at once, of which 64 may run. `/health/live` "
-        f"meanwhile: median {live['p50']} s, most {live['max']} s. Memory of the front before: "
-        f"{found['front_rss_mib'][0]} MiB.\n\n"
-        + table(["burst", "200", "429", "503", "front afterwards, MiB"], rows)
+        f"{found['requests_a_burst']} requests at once, of which 64 may run. Latency of "
+        f"`/health/live` meanwhile: median {live['p50']} s, maximum {live['max']} s. Resident "
+        f"memory of the front before: {found['front_rss_mib'][0]} MiB.\n\n"
+        + table(["burst", "200", "429", "503", "front after it, MiB"], rows)
     )
 
 
@@ -175,33 +176,32 @@ def serving(result: Result) -> str:
     found = result["summary"]
     names = ("ready_s", "private_mib", "shared_out_mib")
     systems = [[row["system"], *(row[n] for n in names)] for row in found["systems"]]
-    figures = [f"{what}_{part}_ms" for what in ("ttft", "itl", "e2e") for part in ("p50", "p99")]
-    measured = ["requests_per_s", "tokens_per_s", "cpu_s_per_1000_tokens"]
-    measured += ["prefill_forward_ms", *figures]
-    rows = [[r["system"], r["rate"], *(r.get(n) or "" for n in measured)] for r in found["table"]]
     compared = [[*list(row.values())[:-1], met(row)] for row in found["ratios"]]
     low, high = found["prompt_tokens"]
     least, most = found["new_tokens"]
     parts = [
         f"Prompts of {low} to {high} tokens, answers of {least} to {most}, by SGLang's own client. "
-        f"Every system gave the same answer to one question: {found['answers_equal']}.\n",
-        table(["system", "first answer, s", "private memory, MiB", "with shared, MiB"], systems),
-        table(
-            [
-                "system",
-                "rate",
-                *(n.removesuffix("_ms") + ", ms" * n.endswith("_ms") for n in measured),
-            ],
-            rows,
-        ),
-        "pd_eagle with PD against SGLang's servers behind its router; requests/s with all requests "
-        "at once, TTFT at each rate. prefill_forward is the mean of the engine's own forward pass, "
-        "where the system's `/metrics` tell it: the same arithmetic in all of them, and at low "
-        "rates most of the TTFT.\n",
-        table(["figure", "pd_eagle", "router", "ratio", "wanted", "met"], compared),
+        f"All systems gave the same answer to one question: {met({'met': found['answers_equal']})}."
+        "\n",
+        table(["system", "first answer, s", "USS, MiB", "PSS, MiB"], systems),
+        _at_rates(found["table"]),
+        "pd_eagle with PD compared with SGLang's servers behind its router; requests/s with all "
+        "requests at once, TTFT at each rate. prefill_forward is the mean time of the engine's "
+        "prefill forward pass, where the system's `/metrics` has it: the same computation in all "
+        "systems, and at low rates most of the TTFT.\n",
+        table(["figure", "pd_eagle", "router", "ratio", "target", "met"], compared),
     ]
     not_started = [f"Not started: {name}: {why}\n" for name, why in found["not_started"].items()]
     return "\n".join(parts + not_started)
+
+
+def _at_rates(rows: list[Result]) -> str:
+    latencies = [f"{what}_{part}_ms" for what in ("ttft", "itl", "e2e") for part in ("p50", "p99")]
+    names = ["requests_per_s", "tokens_per_s", "cpu_s_per_1000_tokens", "prefill_forward_ms"]
+    names += latencies
+    cells = [[r["system"], r["rate"], *(r.get(name) or "" for name in names)] for r in rows]
+    titles = (name.removesuffix("_ms") + ", ms" * name.endswith("_ms") for name in names)
+    return table(["system", "offered, requests/s", *titles], cells)
 
 
 def met(row: Result) -> str:
@@ -221,10 +221,10 @@ def interference(result: Result) -> str:
     head = ["plan", "gap p50, ms", "p95", "p99", "max", "p99 alone", "long prompt p50, ms"]
     return (
         f"{found['streams']} streams decode while a prompt of {found['long_prompt_tokens']} tokens "
-        f"comes every {found['every_s']} s. {found['note']}\n\n"
+        f"arrives every {found['every_s']} s. {found['note']}\n\n"
         + table(head, rows)
-        + "\nThe 99th percentile of PD's gaps against that of one engine:\n\n"
-        + table(["against", "ratio", "wanted", "met"], compared)
+        + "\nThe 99th percentile of PD's gaps compared with that of one engine:\n\n"
+        + table(["against", "ratio", "target", "met"], compared)
     )
 
 
@@ -241,14 +241,14 @@ def metrics_cost(result: Result) -> str:
         ]
         for load, run in found["loads"].items()
     ]
-    head = ["load", "CPU of the front for a token, µs, without", "everything counted ten times"]
-    head += ["counted once: more, %, median"]
+    head = ["load", "front, CPU µs per token, without", "everything counted ten times"]
+    head += ["added by counting once, %, median"]
     return (
-        f"{found['streams']} streams at once. Paced: a token a stream every 10 ms; flat out: as "
-        "many as come. Rounds of one kind differ by more than counting costs: so everything is "
-        "counted ten times, and what that adds is divided by ten. Wanted: at most "
-        f"{found['limit_percent']:g} % of the paced one.\n\n"
-        + table([*head, "half of the rounds", "rounds"], rows)
+        f"{found['streams']} streams at once. Paced: a token per stream every 10 ms; flat out: "
+        "unlimited. Rounds of one kind differ by more than counting costs, so everything is "
+        "counted ten times and the difference divided by ten. Target: at most "
+        f"{found['limit_percent']:g} % of the paced load.\n\n"
+        + table([*head, "quartiles", "rounds"], rows)
         + f"\nOne scrape of our series: {found['scrape_ms']} ms; once a minute that is "
         f"{found['scrape_percent_of_a_core']} % of a core.\n"
     )
@@ -267,20 +267,20 @@ def _profile(result: Result) -> str:
         [f"`{name}`", *(costs[streams].get(name, "") for streams in costs)]
         for name in list(most)[:_PROFILED_FUNCTIONS]
     ]
-    head = ["in this function alone", *(f"µs a token at {streams} streams" for streams in costs)]
-    said = "Where ours spends it: the share of py-spy's samples, of what its front costs.\n\n"
+    head = ["in this function alone", *(f"µs per token at {streams} streams" for streams in costs)]
+    said = "Profile of our front: its cost divided by the share of py-spy's samples.\n\n"
     return f"\n{said}" + table(head, rows)
 
 
 def _apart(found: dict[str, Any]) -> str:
     names = ("token_us", "request_us", "ours_to_this_token", "ours_to_this_request")
     rows = [[row["side"], *(row.get(name, "") for name in names)] for row in found["table"]]
-    head = ["side", "one more token, CPU µs", "a request beside its tokens, CPU µs"]
+    head = ["side", "per token, CPU µs", "per request, CPU µs"]
     head += ["ours to this: token", "request"]
     short, longer = found["tokens"]
     return (
-        f"\nThe same front costs at {found['streams']} streams, told apart by answers of {short} "
-        f"and of {longer} tokens:\n\n"
+        f"\nThe front's cost at {found['streams']} streams, split by answers of {short} and of "
+        f"{longer} tokens:\n\n"
     ) + table(head, rows)
 
 
@@ -292,8 +292,8 @@ def front(result: Result) -> str:
         [row["streams"], row["side"], *(row[n] for n in names), *(row.get(r, "") for r in ratios)]
         for row in found["table"]
     ]
-    head = ["streams", "side", "front, CPU µs a token", "workers, CPU µs a token"]
-    head += ["token after, ms (median)", "tokens/s"]
+    head = ["streams", "side", "front, CPU µs per token", "workers, CPU µs per token"]
+    head += ["token latency, ms (median)", "tokens/s"]
     said = f"Counted as front{result['counted']}".replace("\n", " ")
     page = table([*head, "ours to this", "ours with its workers to this"], rows) + f"\n{said}\n"
     if apart := found.get("apart"):
@@ -304,25 +304,25 @@ def front(result: Result) -> str:
     if flat := found.get("flat"):
         page += (
             f"\nA token of ours at {flat['streams'][1]} streams costs {flat['ratio']} times one at "
-            f"{flat['streams'][0]}; wanted at most {flat['wanted_at_most']}.\n"
+            f"{flat['streams'][0]}; target: at most {flat['wanted_at_most']}.\n"
         )
     return page
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
-    "serving": ("Beside SGLang's own servers", serving),
+    "serving": ("Compared with SGLang's own servers", serving),
     "interference": ("Long prompts beside streams", interference),
-    "startup": ("Start, memory, idling", startup),
+    "startup": ("Start time, memory, idle CPU", startup),
     "eagle_speed": ("EAGLE: speed on this CPU", eagle_speed),
-    "eagle_lossless": ("EAGLE: the same tokens", eagle_lossless),
+    "eagle_lossless": ("EAGLE: lossless", eagle_lossless),
     "eagle_rounding": ("EAGLE: bfloat16", eagle_rounding),
     "eagle_sampling": ("EAGLE: sampling", eagle_sampling),
     "soak": ("Processes killed under load", soak),
     "soak_mooncake": ("Processes killed under load, Mooncake", soak),
     "poison": ("Requests that crash engines", poison),
-    "abort_storm": ("Requests given up", abort_storm),
-    "overload": ("Too much at once", overload),
+    "abort_storm": ("Aborted requests", abort_storm),
+    "overload": ("Overload", overload),
     "loop_stall": ("One request against the event loop", loop_stall),
-    "metrics_cost": ("What the series cost", metrics_cost),
-    "front": ("What the front costs", front),
+    "metrics_cost": ("Cost of the metrics", metrics_cost),
+    "front": ("CPU cost of the front", front),
 }
