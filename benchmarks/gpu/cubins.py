@@ -1,8 +1,8 @@
-"""Drops the machine code of other GPUs from a library, so that it compresses to a fraction.
+"""Zeroes the machine code of other GPUs in a library, so that it compresses to a fraction.
 
-The library keeps its size, and every fat binary container its place: those entries of a container
-that are for the wanted architecture move to its front, its size is set to theirs, and zeros follow.
-PTX of that architecture or an older one stays. Format as seen in CUDA 13's libraries: a 16-byte
+The library keeps its size and every fat binary container its offset: a container's entries for the
+given architecture move to its start, its size is set to theirs, and zeros follow. PTX of that
+architecture or an older one stays. Format as found in CUDA 13's libraries: a 16-byte
 container header (magic, version 1, header size, size), then entries (kind, version, header size,
 size, ..., architecture at byte 28).
 """
@@ -33,10 +33,10 @@ class _Entry(NamedTuple):
 
 
 def blank(path: Path, arch: int) -> tuple[int, int]:
-    """Drop what in the library `path` is not for `arch` (90 is Hopper), in place.
+    """Zero everything in the library `path` that is not for `arch` (90 is Hopper), in place.
 
-    Returns how many entries were dropped and how many kept. Raises `ValueError`, with that
-    container untouched, where entries do not fill their container exactly.
+    Returns the numbers of dropped and of kept entries. Raises `ValueError`, with that container
+    unchanged, where entries do not fill their container exactly.
     """
     dropped = kept = 0
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as body:
@@ -45,7 +45,7 @@ def blank(path: Path, arch: int) -> tuple[int, int]:
             end, entries = _entries(body, position)
             needed = [entry for entry in entries if _needed(entry, arch)]
             if entries:
-                # A container of nothing but other GPUs' code stays a container.
+                # A container without code for `arch` keeps its smallest entry: never empty.
                 _rewrite(body, position, end, needed or [min(entries, key=lambda e: e.length)])
             kept += len(needed)
             dropped += len(entries) - len(needed)
@@ -54,7 +54,7 @@ def blank(path: Path, arch: int) -> tuple[int, int]:
 
 
 def _rewrite(body: mmap.mmap, position: int, end: int, entries: list[_Entry]) -> None:
-    """Move `entries` to the container's front, say that they are all, and zero what follows."""
+    """Move `entries` to the container's start, set its size to theirs, and zero the rest."""
     magic, version, header, _ = _CONTAINER.unpack_from(body, position)
     whole = b"".join(body[entry.start : entry.start + entry.length] for entry in entries)
     _CONTAINER.pack_into(body, position, magic, version, header, len(whole))
@@ -62,7 +62,7 @@ def _rewrite(body: mmap.mmap, position: int, end: int, entries: list[_Entry]) ->
 
 
 def _needed(entry: _Entry, arch: int) -> bool:
-    """Machine code runs on its own architecture's later minors, PTX on every later one."""
+    """Machine code runs on later minor versions of its architecture, PTX on all later ones."""
     if entry.kind == _PTX:
         return entry.arch <= arch
     return entry.arch // 10 == arch // 10 and entry.arch <= arch
@@ -71,7 +71,7 @@ def _needed(entry: _Entry, arch: int) -> bool:
 def _entries(body: mmap.mmap, position: int) -> tuple[int, list[_Entry]]:
     """Return where the container ends, and what is in it."""
     _, version, header, size = _CONTAINER.unpack_from(body, position)
-    if version != 1 or header != _CONTAINER.size:  # the magic number in passing
+    if version != 1 or header != _CONTAINER.size:  # these bytes occurred by chance
         return position + len(_MAGIC), []
     found, at, end = [], position + header, position + header + size
     while at < end:

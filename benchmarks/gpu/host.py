@@ -1,6 +1,6 @@
-"""The machine of a run and the models on it: real GPUs, or a CPU that plays them on a dry run.
+"""The machine of a run and its models: real GPUs, or a CPU in their place on a dry run.
 
-It knows how an engine is started for either, not what is measured.
+Knows how an engine is started for either, not what is measured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Kernels that need no FlashInfer; SGLANG_KIT_ATTENTION takes another backend.
 ATTENTION = "SGLANG_KIT_ATTENTION"
 _NO_FLASHINFER = {"attention_backend": "triton", "sampling_backend": "pytorch"}
-#: The shape that stands for the 7B model on a dry run; its vocabulary holds the tokenizer's.
+#: Replaces the 7B shape on a dry run; its vocabulary includes the tokenizer's.
 _SMALL = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -38,7 +38,7 @@ _SMALL = {
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What there is to measure on. `gpus` is how many it has, or plays on a dry run."""
+    """The machine under test; on a dry run, `gpus` is the number to simulate."""
 
     gpus: int
     dry_run: bool
@@ -52,8 +52,8 @@ class Host:
     def exact(self) -> dict[str, object]:
         """Return engine arguments with which a token does not depend on the batch's shape.
 
-        float32 is enough on a CPU; on CUDA SGLang (0.5.23) has no norm for it, but kernels that
-        calculate each token alike.
+        float32 is enough on a CPU; on CUDA SGLang (0.5.23) has no norm for float32, but
+        batch-invariant kernels.
         """
         if self.dry_run:
             return {"dtype": "float32"}
@@ -65,7 +65,7 @@ class Host:
         return {} if self.dry_run else {"max_total_tokens": 65536}
 
     def settings(self, **engine_args: object) -> dict[str, Any]:
-        """Return the settings that every engine of this run has."""
+        """Return the settings common to all engines of this run."""
         args: dict[str, object] = dict(engine_args)
         if not self.dry_run:
             args = _NO_FLASHINFER | args
@@ -74,7 +74,7 @@ class Host:
         return {"device": self.device, "engine_args": args}
 
     def embedded(self) -> dict[str, Any]:
-        """Return the settings that serve the embedded model; it is converted once."""
+        """Return settings for the embedded model, which is converted at first use."""
         return {"model_path": str(demo.model_dir())}
 
     def eagle(self, tree: Tree, draft: str | None = None) -> dict[str, Any]:
@@ -87,9 +87,9 @@ class Host:
         }
 
     def big_model(self) -> Path:
-        """Return a folder with the default model's exact shape, for weights that SGLang makes up.
+        """Return a folder with the default model's exact shape, for SGLang's dummy weights.
 
-        Its tokenizer is the embedded model's, whose ids are among the big one's.
+        Its tokenizer is the embedded model's, whose ids are a subset of the big one's.
         """
         return self._shape("big", CONFIGS[DEFAULT] | _QWEN | (_SMALL if self.dry_run else {}))
 
@@ -110,7 +110,7 @@ class Host:
         return folder
 
     def start(self, dtype: str | None = None, **settings: object) -> PDEngine:
-        """Start engines; `engine_args` among the settings add to those of the host."""
+        """Start engines; `engine_args` in the settings extend the host's."""
         own = settings.pop("engine_args", {})
         assert isinstance(own, dict)
         if dtype:
@@ -119,7 +119,7 @@ class Host:
 
 
 def _name_every_id(tokenizer: Path, vocab_size: int) -> None:
-    """Give each id that random weights may answer with a text: a stream shows only text."""
+    """Add a text for every id that random weights may generate: a stream carries only text."""
     described = json.loads(tokenizer.read_text())
     names = described["model"]["vocab"]
     names |= {f"<{i}>": i for i in range(len(names), vocab_size)}
@@ -138,12 +138,12 @@ DUMMY: dict[str, Any] = {"load_format": "dummy"}
 
 
 def found_gpus() -> int:
-    """Return how many GPUs NVML shows."""
+    """Return the number of GPUs that NVML lists."""
     return len(devices.discover("auto", os.environ.get("CUDA_VISIBLE_DEVICES")).devices)
 
 
 def prompts(count: int) -> list[list[int]]:
-    """Return questions that the embedded model's draft never saw, as token ids."""
+    """Return questions outside the draft's training data, as token ids."""
     tokenizer = load_tokenizer({"model_path": str(demo.model_dir())})
     texts = [EVERYDAY[i % len(EVERYDAY)] for i in range(count)]
     return [

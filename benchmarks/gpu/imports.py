@@ -1,6 +1,6 @@
-"""Imports what a zygote does, module by module, and says after which one CUDA is initialised.
+"""Imports the zygote's modules one by one and reports after which one CUDA is initialised.
 
-Prints one line of JSON. It starts no engine.
+Prints one line of JSON; starts no engine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def _watch(callers: list[str]) -> None:
-    """Note who makes torch initialise CUDA."""
+    """Record the call stack that makes torch initialise CUDA."""
     import torch
 
     original: Any = torch.cuda._lazy_init

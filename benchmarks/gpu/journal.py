@@ -1,6 +1,6 @@
-"""What a stage has found so far, on disk after every part: a stage that is cut short keeps it.
+"""A stage's results so far, written after every part: an interrupted stage keeps them.
 
-It knows nothing of engines or GPUs, but how many a part needs.
+Knows nothing of engines; of GPUs only how many a part needs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Found = dict[str, Any]
 
 
 class Journal:
-    """The parts of one stage. `gpus` is how many there are for it.
+    """The parts of one stage; `gpus` is how many it has.
 
-    Parts that the expression `only` is not found in are not run.
+    Only parts whose name matches the regular expression `only` are run.
     """
 
     def __init__(self, path: Path, head: Found, gpus: int, only: str = "") -> None:
@@ -40,9 +40,9 @@ class Journal:
         self._write()
 
     def part(self, name: str, measure: Callable[[], Found], gpus: int = 1) -> Found | None:
-        """Return what `measure` found; None, with the reason on disk, if it failed or was not run.
+        """Return the result of `measure`; None, with the reason on disk, if there is none.
 
-        One part that fails must not cost the others: that is what the whole run is for.
+        A part that fails must not stop the others.
         """
         if not self._only.search(name):
             return None
@@ -61,11 +61,11 @@ class Journal:
         return found
 
     def so_far(self, name: str, found: Found) -> None:
-        """Keep what a part has found that goes on; it is marked until the part has ended."""
+        """Keep a running part's results so far, marked as cut short until the part ends."""
         self._keep(name, found | {"error": "cut short"})
 
     def parts_at_once(self, measures: dict[str, Callable[[], Found]], gpus: int = 1) -> None:
-        """Run parts whose findings are no speeds at the same time: most of one is its start."""
+        """Run parts that measure no speed concurrently: most of their time is start-up."""
         with ThreadPoolExecutor(len(measures)) as pool:
             for name, measure in measures.items():
                 pool.submit(self.part, name, measure, gpus)
@@ -90,13 +90,13 @@ class Journal:
 
 
 def _trace(error: Exception) -> list[str]:
-    """Return the calls that led to `error`, in file names that are the same on every machine."""
+    """Return the traceback of `error`, with file names that do not depend on the machine."""
     calls = traceback.extract_tb(error.__traceback__)[-20:]
     return [f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in calls]
 
 
 def outcome(parts: Found) -> str:
-    """Return how the parts ended, in a line."""
+    """Summarize in one line how the parts ended."""
     failed = [name for name, part in parts.items() if "error" in part]
     skipped = [name for name, part in parts.items() if "skipped" in part]
     said = f"{len(parts) - len(failed) - len(skipped)} of {len(parts)} parts"

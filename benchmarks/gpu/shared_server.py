@@ -1,7 +1,7 @@
 """`server.py` for a benchmark in which several servers share GPUs, one of them measured at a time.
 
-A second server on a GPU is refused otherwise: its engines would not know of the others' memory.
-Here each engine's pool is set by hand.
+Normally a second server on a GPU is refused, because engines do not account for each other's
+memory. Here each engine's KV pool is set by hand.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One stage in this process: python -m benchmarks.gpu.stage NAME --out FOLDER; run.py starts it."""
+"""Runs one stage in this process: python -m benchmarks.gpu.stage NAME --out FOLDER (see run.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.gpu.host import Host, found_gpus
 from benchmarks.gpu.journal import Found, Journal, outcome
 from benchmarks.provenance import provenance
 
-#: In the order in which they are run: name, seconds it may take.
+#: In the order in which they run: name, time limit in seconds.
 STAGES: dict[str, float] = {
     "plan": 90,
     "start": 500,
@@ -33,7 +33,7 @@ def stage_file(name: str) -> str:
 
 
 def run(name: str, host: Host, only: str = "") -> None:
-    """Run the stage `name` and leave its JSON in the host's folder."""
+    """Run the stage `name` and write its JSON to the host's folder."""
     head: Found = {
         "benchmark": f"gpu {name}",
         "dry_run": host.dry_run,

@@ -1,10 +1,10 @@
-"""Keeps carried loads on this machine; unpacks them when all are there. Python's own library only.
+"""Stores copied loads on this machine and unpacks them when all are there; standard library only.
 
     python3 benchmarks/gpu/unpack.py .cache/gpu/load-3     # keep one; says which are missing
     python3 benchmarks/gpu/unpack.py --unpack              # then check all sums and unpack
 
-Every load brings the manifest. A load may be kept again at any point: nothing is done twice. Unpack
-only when none is missing: libraries that are not there yet are taken from the machine's own torch.
+Every load contains the manifest. Keeping a load again is harmless. Unpack only when none is
+missing: libraries that are not there yet are taken from the machine's own torch.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 MANIFEST = "manifest.json"
-#: In the site: libraries of the pack's system, and those of them that this machine lacks.
+#: Folders in the site: packed system libraries, and links to those that this machine lacks.
 LIBRARIES, LENT = "system-libraries", "lent-libraries"
 KEPT = Path("/var/tmp/gpu-kit")
-#: What torch finds beside itself: CUDA's libraries are those of the machine's own torch.
+#: CUDA's libraries are those of the machine's own torch, in this folder beside it.
 _MACHINES_OWN = "nvidia"
 
-#: Python reads .pth files, which some packages need, only where it knows of a site.
+#: Python reads .pth files, which some packages need, only in site directories.
 _SITE = "import os, site\n\nsite.addsitedir(os.path.dirname(os.path.abspath(__file__)))\n"
 
 
 def keep(load: Path, kept: Path) -> list[str]:
-    """Take the pieces of one carried `load` over; return the loads that are still missing."""
+    """Copy the pieces of one `load`; return the loads that are still missing."""
     kept.mkdir(parents=True, exist_ok=True)
     manifest = json.loads((load / MANIFEST).read_text())
     old = kept / MANIFEST
@@ -50,7 +50,7 @@ def keep(load: Path, kept: Path) -> list[str]:
 
 
 def missing(kept: Path) -> list[str]:
-    """Return the loads of which a piece is not there."""
+    """Return the loads with a missing piece."""
     loads = json.loads((kept / MANIFEST).read_text())["loads"]
     return [
         n for n, pieces in loads.items() if not all((kept / p["file"]).exists() for p in pieces)
@@ -65,7 +65,7 @@ def _check(path: Path, wanted: str) -> None:
 
 
 def unpack(kept: Path, site: Path) -> list[str]:
-    """Unpack every group whose pieces are all there; return the groups that were unpacked now."""
+    """Unpack every complete group; return the groups that this call unpacked."""
     manifest = json.loads((kept / MANIFEST).read_text())
     site.mkdir(parents=True, exist_ok=True)
     wanted = [g for g in manifest["groups"] if not (site / f".{g}.done").exists()]
@@ -100,7 +100,7 @@ def _unpack_group(job: tuple[Path, Path, str, list[dict[str, Any]]]) -> str:
 
 
 class _Joined:
-    """Files read one after the other."""
+    """Files read as one stream."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._left = list(paths)
@@ -126,7 +126,7 @@ class _Joined:
 
 
 def borrow(site: Path) -> None:
-    """Link the CUDA libraries of the machine's own torch, which a torch beside them looks for."""
+    """Link the CUDA libraries of the machine's own torch to where the packed torch looks."""
     own = Path(sysconfig.get_path("purelib")) / _MACHINES_OWN
     if not own.is_dir():
         return
@@ -138,7 +138,7 @@ def borrow(site: Path) -> None:
 
 
 def lend(site: Path) -> list[str]:
-    """Link those carried system libraries that this machine has not; return their names."""
+    """Link the packed system libraries that this machine lacks; return their names."""
     lacking = [path for path in sorted((site / LIBRARIES).glob("*")) if not _is_here(path.name)]
     (site / LENT).mkdir(exist_ok=True)
     for path in lacking:
@@ -161,7 +161,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("load", type=Path, nargs="*")
-    parser.add_argument("--kept", type=Path, default=KEPT, help="where loads stay between calls")
+    parser.add_argument(
+        "--kept", type=Path, default=KEPT, help="where loads are kept between calls"
+    )
     parser.add_argument("--unpack", action="store_true")
     arguments = parser.parse_args()
     left: list[str] = []

@@ -1,6 +1,6 @@
-"""SGLang's own two servers, prefill and decode, behind its own router: what ours is compared with.
+"""SGLang's prefill and decode servers behind its own router: the system ours is compared with.
 
-On a dry run they run on our CPU platform, as every engine does there. It measures nothing.
+On a dry run they use our CPU platform, like every engine there. Measures nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pd_eagle import cpu
 if TYPE_CHECKING:
     from pathlib import Path
 
-# On a fresh machine the first engines compile their kernels, and 150 s were nearly not enough.
+# On a fresh machine the first engines compile their kernels, which took nearly 150 s.
 START_TIMEOUT_S = 300.0
 _ON_THE_CPU: dict[str, object] = {
     "sampling_backend": "pytorch",
@@ -35,7 +35,7 @@ _ON_THE_CPU: dict[str, object] = {
 
 
 class SGLangPair:
-    """Two servers and a router; `with` gives the router's address."""
+    """Two servers and a router; the context manager yields the router's address."""
 
     def __init__(self, folder: Path, model: Path, args: dict[str, Any], device: str) -> None:
         self._folder = folder
@@ -79,7 +79,7 @@ class SGLangPair:
             args["disaggregation_bootstrap_port"] = bootstrap_port
         elif self._device == "cpu":
             args["disaggregation_decode_retraction_backup"] = "cpu_tensor"
-        if self._device != "cpu":  # both see every GPU: else UCX has no CUDA IPC between them
+        if self._device != "cpu":  # both see every GPU, or UCX could not use CUDA IPC between them
             args["base_gpu_id"] = gpu
         return [sys.executable, "-m", "sglang.launch_server", *_options(args)]
 
@@ -95,7 +95,7 @@ class SGLangPair:
 
 
 class _Process:
-    """A process and everything below it, ended together."""
+    """A process and its descendants, killed together."""
 
     def __init__(
         self, command: list[str], environment: dict[str, str], port: int, log: Path

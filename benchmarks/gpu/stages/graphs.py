@@ -1,4 +1,4 @@
-"""What a choice of CUDA graph sizes costs at the start and gains afterwards; the big shape."""
+"""Start-up cost and later gain of choices of CUDA graph sizes; the big shape."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FEW_PREFILL = [16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
 FEW_DECODE = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256]
-# The largest size is named, or the package's own choice would be taken.
+# Without a largest size the package's own choice would apply.
 CHOICES: dict[str, dict[str, Any]] = {
     "SGLang's own": {"cuda_graph_max_bs_prefill": 8192, "cuda_graph_max_bs_decode": 256},
     "few": {"cuda_graph_bs_prefill": FEW_PREFILL, "cuda_graph_bs_decode": FEW_DECODE},
@@ -61,7 +61,7 @@ def _measure(host: Host, settings: dict[str, Any]) -> Found:
     try:
         with host.start(**settings) as engine:
             found: Found = {"ready_s": round(phases.elapsed(), 2), "start": phases.seen}
-            for repeat in range(2):  # the first compiles what only real batches need
+            for repeat in range(2):  # the first compiles kernels that only real batches need
                 found |= {
                     "first_token_ms": {n: _first_token_ms(engine, draw, n) for n in lengths},
                     "burst_of_64_s": _burst_s(engine, draw, 64 if not host.dry_run else 4),
@@ -78,7 +78,7 @@ def _prompt(draw: random.Random, tokens: int) -> list[int]:
 
 
 async def _stream(engine: PDEngine, ids: list[int], new_tokens: int) -> list[float]:
-    """Return the seconds until each token was there, the first one's from the call."""
+    """Return the seconds before each token, the first since the call."""
     began = time.monotonic()
     params = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
     stream = await engine.async_generate(input_ids=ids, sampling_params=params, stream=True)
@@ -99,7 +99,7 @@ def _first_token_ms(engine: PDEngine, draw: random.Random, tokens: int) -> float
 
 
 def _burst_s(engine: PDEngine, draw: random.Random, count: int) -> float:
-    """Return how long `count` prompts of 300 tokens take together, to one token each."""
+    """Return the seconds that `count` concurrent prompts of 300 tokens take to one token each."""
     prompts = [_prompt(draw, 300) for _ in range(count)]
     began = time.monotonic()
     asyncio.run(_streams(engine, prompts, 1))
@@ -107,7 +107,7 @@ def _burst_s(engine: PDEngine, draw: random.Random, count: int) -> float:
 
 
 def _gap_ms(engine: PDEngine, draw: random.Random, at_once: int) -> float:
-    """Return the median time between tokens, with `at_once` answers of 64 tokens."""
+    """Return the median gap between tokens, with `at_once` concurrent answers of 64 tokens."""
     prompts = [_prompt(draw, 32) for _ in range(at_once)]
     found = asyncio.run(_streams(engine, prompts, 64))
     median_s = statistics.median(gap for gaps in found for gap in gaps[8:])

@@ -1,4 +1,4 @@
-"""Kills a scheduler under load: does every answer go on, how long is the pause, when is it back?"""
+"""Kills a scheduler under load: is every answer completed, after what pause, when is it back?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEAL_TIMEOUT_S = 100.0
 
 @dataclass(frozen=True)
 class Victim:
-    """A process that is killed: of which worker, and whether its host or its scheduler."""
+    """The process to kill: a worker's host or its scheduler."""
 
     worker: str
     process: str = "scheduler"
@@ -78,7 +78,7 @@ def _strike(host: Host, settings: dict[str, Any], victims: list[str]) -> Found:
 def strike(
     engine: PDEngine, asked: list[list[int]], new_tokens: int, victim: Victim, whole: list[_Answer]
 ) -> Found:
-    """Kill `victim` under load; return what became of the answers and when it was back."""
+    """Kill `victim` under load; return the outcome of the answers and the recovery time."""
     before = _worker(engine, victim.worker)["restarts"]
     answers = asyncio.run(load(engine, asked, new_tokens, victim))
     healed_s = _until_whole(engine, victim.worker, before)
@@ -101,9 +101,9 @@ def strike(
 async def load(
     engine: PDEngine, asked: list[list[int]], new_tokens: int, victim: Victim | None
 ) -> list[_Answer]:
-    """Stream all answers at once; kill `victim` when a third of the tokens are there.
+    """Stream all answers at once; kill `victim` after a third of the tokens.
 
-    A prefill worker is idle by then: it is killed, and new questions are asked at once.
+    A prefill worker would be idle by then: it is killed just before the requests are sent.
     """
     answers = [_Answer() for _ in asked]
     third = asyncio.Event()
@@ -142,7 +142,7 @@ async def _stream(
             last = now
             answer.ids = list(chunk["output_ids"])
             count()
-    except Exception as error:  # what a client of ours would see is what is measured
+    except Exception as error:  # measured is what a client sees
         answer.error = f"{type(error).__name__}: {error}"[:300]
 
 

@@ -1,4 +1,4 @@
-"""What this machine is, and what is planned on it: NVML, driver, links, torch, the plan."""
+"""Inventory of this machine and the plan for it: NVML, driver, links, torch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _inventory(host: Host) -> Found:
 
 
 def _plan(host: Host, mode: str) -> Found:
-    """Plan the default model's shape: only H100 may be split without being asked."""
+    """Plan the default model's shape; PD is chosen automatically only on H100."""
     settings = Settings.from_kwargs(
         pd_mode=mode, device=host.device, model_path=str(host.big_model())
     )

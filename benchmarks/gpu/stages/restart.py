@@ -1,6 +1,6 @@
-"""How long a dead engine of the big shape is away, by phase; forked and spawned, private memory.
+"""Restart time of a killed engine of the big shape by phase, forked and spawned; private memory.
 
-Two pairs live on the same GPUs at a time, one over each transfer: what is measured is a restart.
+Two pairs share the GPUs at a time, one over each transfer: only restarts are measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def run(host: Host, journal: Journal) -> None:
         settings = base | {"pd_mode": "off", "fork_workers": fork}
         name = "unified, forked" if fork else "unified, spawned"
         journal.part(name, partial(_measure, host, keep(name), settings, UNIFIED))
-    # Several of them hold the same GPUs, which a service on its own refuses.
+    # Several services share the GPUs here, which is refused otherwise.
     with patch("pd_eagle.front._SHARED_FRACTION", 1.0):
         for eagle in (False, True):
             pairs: dict[str, Callable[[], Found]] = {}
@@ -106,9 +106,9 @@ def _measure(
 
 
 def _first_words(engine: PDEngine, asked: list[list[int]]) -> Found:
-    """Return a mark of the answers, asked one by one, and how they begin.
+    """Return a digest of the answers, generated one by one, and their first tokens.
 
-    With made-up weights all may begin alike: then neither the mark nor `equal` shows anything.
+    With dummy weights all answers may be alike: then neither the digest nor `equal` shows anything.
     """
     began = time.monotonic()
     answers = ask(engine, asked[:8], 1, 32)
@@ -124,7 +124,7 @@ def _first_words(engine: PDEngine, asked: list[list[int]]) -> Found:
 
 
 def _processes(engine: PDEngine) -> Iterator[Found]:
-    """Say of each process of each worker what memory is its own and whether it holds GPUs."""
+    """Yield private memory and GPU use of every process of every worker."""
     for worker in engine.health()["workers"]:
         yield {"of": worker["name"], "process": "host"} | _of_process(worker["pid"])
         for child in _children(worker["pid"]):

@@ -1,6 +1,7 @@
-"""PD gives the unified engine's tokens, and EAGLE those without it: greedy, the embedded model.
+"""PD's tokens compared with the unified engine's, and EAGLE's with those without it.
 
-All engines live at the same time: what is compared does not depend on speed.
+Greedy, with the embedded model. All engines run at the same time, since the comparison does not
+depend on speed.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _parts(host: Host, name: str, engine_args: dict[str, object]) -> tuple[Parts
 
 
 class _Compared:
-    """Engines of one kind, each against the plain unified one, one question at a time."""
+    """Engines of one kind, each compared with the plain unified engine at batch 1."""
 
     def __init__(self, host: Host, engine_args: dict[str, object]) -> None:
         self._host = host
@@ -107,9 +108,9 @@ def _found(answers: Answers, reference: Answers, told: Answers) -> Found:
 
 
 def _gaps(places: list[int | None], reference: Answers, told: Answers) -> list[float | None]:
-    """Return how close the two best tokens were (nats) where an answer first differs.
+    """Return the gap of the two best tokens (nats) where an answer first differs.
 
-    None where the answer that tells it had left the reference before.
+    None where the answer with log probabilities had diverged from the reference before.
     """
     gaps: list[float | None] = []
     for i, place in enumerate(places):

@@ -1,4 +1,4 @@
-"""Time to ready by phase, over each transfer; and whether engines may be forked on this device."""
+"""Start time by phase, over each transfer; and whether engines may be forked on this device."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.engine.serving import ServerProcess
 if TYPE_CHECKING:
     from benchmarks.gpu.journal import Found, Journal
 
-# What engines and package say between start and readiness.
+# Log lines of engines and package that mark a phase of the start.
 _PHASE = re.compile(
     r"Load weight (?:begin|end)|KV Cache is allocated|[Cc]apture .*(?:begin|end)|Memory pool end"
     r"|workers up|^ready|carried|spawned|killed|failed: |is back after|→|server_args"
     r"|Init torch dist|Found \d+ HCAs|protocol:|NVLINK|NVLink",
 )
-# These keep SGLang's imports off the driver: torch's availability test, FlashInfer's.
+# These keep SGLang's imports from touching the driver (availability tests of torch, FlashInfer).
 OFF_THE_DRIVER = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "FLASHINFER_CUDA_ARCH_LIST": "9.0a",
@@ -81,7 +81,7 @@ def _start(host: Host, settings: dict[str, Any]) -> Found:
 
 
 def _servers(host: Host, count: int) -> Found:
-    """Start servers of one prefill and one decode engine each; seconds from the command."""
+    """Start servers of one prefill and one decode engine each; times since the command."""
     names = [f"server-{number}" for number in range(count)]
     with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
         return dict(zip(names, pool.map(partial(_server, host, stack), names), strict=True))
@@ -118,7 +118,7 @@ def _lines(server: ServerProcess) -> list[str]:
 
 
 class Phases(logging.Handler):
-    """Keeps the lines that mark a phase, with their seconds since the start, or `restart`."""
+    """Collects log lines that mark a phase, with seconds since the start or `restart`."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -138,7 +138,7 @@ class Phases(logging.Handler):
 
 
 def _imports(variables: dict[str, str]) -> Found:
-    """Import what the zygote does, in a process of its own; say after which CUDA was touched."""
+    """Import the zygote's modules in a separate process; report which one touched CUDA."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu.imports"],
         cwd=ROOT,

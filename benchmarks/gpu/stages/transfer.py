@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu.journal import Found, Journal
     from pd_eagle import PDEngine
 
-# SGLang 0.5.23, srt/observability/metrics_collector.py: told by the prefill engine.
+# Of the prefill engine; SGLang 0.5.23, srt/observability/metrics_collector.py.
 _SERIES = re.compile(r"sglang:kv_transfer_(\w+)_(sum|count)\{([^}]*)\} (\S+)")
 _COPIES = 20
 
@@ -90,7 +90,7 @@ def _transfers(host: Host, transfer: str, journal: Journal) -> Found:
 
 
 def _one_length(pair: PDEngine, length: int, repeats: int) -> Found:
-    """Hand over prompts of `length` tokens, no two with a common prefix, one at a time."""
+    """Transfer prompts of `length` tokens without shared prefixes, one at a time."""
     before = _told(pair)
     asked = [[(length * 31 + i * 97) % 40000 + 100] + [1000] * (length - 1) for i in range(repeats)]
     answers = ask(pair, asked, 1, 2)
@@ -104,7 +104,7 @@ def _one_length(pair: PDEngine, length: int, repeats: int) -> Found:
 
 
 def _told(pair: PDEngine) -> dict[str, tuple[float, float]]:
-    """Return sum and count of SGLang's own histograms of the transfer."""
+    """Return sum and count of SGLang's histograms of the transfer."""
     text = pair._front.metrics("")[0].decode()
     sums: dict[str, dict[str, float]] = {}
     for name, what, _, value in _SERIES.findall(text):
