@@ -1,6 +1,7 @@
 """The command line: pd-eagle serve | plan | tune | doctor.
 
-It imports neither SGLang nor torch: `plan`, `doctor` and `--help` answer at once, on any machine.
+It imports neither SGLang nor torch, so that `plan`, `doctor` and `--help` answer in under a second
+on any machine.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pd_eagle.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# Exit codes, beside 0: what the user asked for cannot be, and a check failed.
+# Exit codes besides 0: the settings or the plan are refused; a check failed.
 REFUSED = 2
 UNHEALTHY = 1
 
@@ -193,7 +194,7 @@ def settings_help() -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outlook:
-    """What `plan` tells: the plan and what it was made from."""
+    """What `pd-eagle plan` prints: the plan and its inputs."""
 
     plan: placement.Plan
     devices: str
@@ -231,7 +232,7 @@ def look_ahead(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Out
     settings = config.Settings.from_env({**environ, **{k: v for k, v in over.items() if v}})
     if arguments.gpus:
         inventory = devices.parse_gpus(arguments.gpus)
-        # What is installed here says nothing of the machine that --gpus describes.
+        # --gpus describes another machine, on which both are taken to be installed.
         transfers = frozenset({"nixl", "mooncake"})
     else:
         inventory = devices.discover(settings.device, environ.get("CUDA_VISIBLE_DEVICES"))

@@ -1,4 +1,4 @@
-"""The server's main: settings → deployment → zygote → HTTP → engines, and the way back.
+"""The server's main: settings → deployment → zygote → HTTP → engines, then the ordered stop.
 
 Exit codes: 0 stopped, every request answered; 2 a setting or the plan is wrong, nothing was
 started; 3 the start failed; 4 stopped, but requests were cut off at the drain deadline; 5 nothing
@@ -47,8 +47,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of a hundred streams or so. Cycles among them are all that waits: megabytes.
-_YOUNG_OBJECTS = 50_000
+# GC generation-0 threshold, sized for about 100 streams; collecting later costs a few MB of cyclic
+# garbage.
+_GC_THRESHOLD = 50_000
 _SWITCH_INTERVAL_S = 0.0005
 EXIT_OK, EXIT_SETTINGS, EXIT_START, EXIT_CUT_OFF, EXIT_FAILED, EXIT_HTTP = 0, 2, 3, 4, 5, 6
 _FAILED_POLL_S = 0.25
@@ -68,7 +69,7 @@ def main(environ: Mapping[str, str], stack: Stack = SGLANG) -> int:
     _announce(deployment)
     try:
         listener = _listen(settings.host, settings.port, settings.write_timeout_s)
-        os.register_at_fork(after_in_child=listener.close)  # the port is the front's alone
+        os.register_at_fork(after_in_child=listener.close)  # only the front listens on the port
         forked = _fork_zygote(deployment)
         loop = partial(new_event_loop, settings.event_loop)
         with asyncio.Runner(loop_factory=loop) as runner:
@@ -104,7 +105,7 @@ def _listen(host: str, port: int, write_timeout_s: float) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections inherit it. Linux ends one whose peer takes nothing for so long.
+    # Connections inherit it: Linux closes one whose peer acknowledges nothing for this long.
     write_timeout_ms = math.ceil(write_timeout_s * 1000)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, write_timeout_ms)
     try:
@@ -119,9 +120,9 @@ def _listen(host: str, port: int, write_timeout_s: float) -> socket.socket:
 
 
 def _fork_zygote(deployment: Deployment) -> ZygoteProcess | str:
-    """Import SGLang here and fork the zygote, so that the imports are paid once in all.
+    """Import SGLang here and fork the zygote, so that SGLang is imported only once.
 
-    Returns why there is none where it cannot be forked.
+    Returns the reason instead where it cannot be forked.
     """
     os.environ.update(deployment.environment)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -134,14 +135,14 @@ def _fork_zygote(deployment: Deployment) -> ZygoteProcess | str:
     except ForkRefused as refusal:
         return refusal.message
     except StartFailed as error:
-        if deployment.plan.kind == "cpu":  # what it lacks, workers would lack too
+        if deployment.plan.kind == "cpu":  # workers would fail in the same way
             raise
         return error.message
 
 
 @contextlib.contextmanager
 def _start_failure(what: str) -> Iterator[None]:
-    """Turn what SGLang and transformers raise while they load into `StartFailed`."""
+    """Map exceptions that SGLang and transformers raise while they load to `StartFailed`."""
     try:
         yield
     except (PdEagleError, ForkRefused):
@@ -151,11 +152,11 @@ def _start_failure(what: str) -> Iterator[None]:
         raise StartFailed(f"{what} could not be loaded: {type(error).__name__}: {error}") from error
 
 
-def _let_the_loop_go_first() -> None:
-    """Make the thread that applies templates give way soon.
+def _prioritize_event_loop() -> None:
+    """Shorten the GIL's switch interval, so that the thread that applies templates yields sooner.
 
-    uvloop, which SGLang installs, takes Python's lock anew for each event of a socket, and waits
-    for it the switch interval: 5 ms by default, seconds in a burst of a thousand requests.
+    uvloop acquires the GIL for each socket event and waits up to the switch interval for it, 5 ms
+    by default: seconds in a burst of a thousand requests.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
@@ -166,11 +167,11 @@ def _settle_heap() -> None:
     That is not garbage until it ends: a young collection every 700 objects looks at it in vain.
     """
     gc_freezing.settle()
-    gc.set_threshold(_YOUNG_OBJECTS)
+    gc.set_threshold(_GC_THRESHOLD)
 
 
 class _Server:
-    """HTTP and the front in one loop; signals only record, the loop acts."""
+    """HTTP and the front in one event loop; signal handlers only record, the loop acts."""
 
     def __init__(
         self, deployment: Deployment, forked: ZygoteProcess | str, listener: socket.socket
@@ -214,12 +215,12 @@ class _Server:
                 task.cancel()
             self._http.should_exit = True
             await asyncio.gather(http, starting, return_exceptions=True)
-            if self._front.tracing is not None:  # after the last answer: its span ends with it
+            if self._front.tracing is not None:  # after the last response, which ends its span
                 await asyncio.to_thread(self._front.tracing.shutdown)
-            signals.block()  # the exit code is settled: no late signal is to change it
+            signals.block()  # so that a late signal does not change the exit code
 
     async def _until_failed(self) -> None:
-        while not self._front.failed:  # noqa: ASYNC110 - time makes it so, there is no event
+        while not self._front.failed:  # noqa: ASYNC110 - depends on time, there is no event
             await asyncio.sleep(_FAILED_POLL_S)
 
     def _why_it_ended(self, http: asyncio.Task[None]) -> int:
@@ -237,16 +238,16 @@ class _Server:
         host, port = self._listener.getsockname()[:2]
         logger.info("listening on http://%s:%d, engines are starting", host, port)
         engines = asyncio.create_task(self._front.start())
-        # SGLang's serving classes take seconds to import; the engines start meanwhile.
+        # Importing SGLang's serving classes takes seconds, while the engines start.
         layer = asyncio.create_task(asyncio.to_thread(self._make_openai))
         try:
             _, openai = await asyncio.gather(engines, layer)
         except BaseException:
             engines.cancel()
-            await asyncio.wait({engines})  # what it has started ends with it
+            await asyncio.wait({engines})  # stops what it has started
             raise
         _settle_heap()
-        _let_the_loop_go_first()
+        _prioritize_event_loop()
         self._api.set_result(openai)
         logger.info("%s: serving %s", self._front.status, openai.model)
 
@@ -285,7 +286,7 @@ def _client_limits(deployment: Deployment) -> ClientLimits:
 
 
 class _QuietServer(uvicorn.Server):
-    """uvicorn without its signal handlers: draining is the front's to decide."""
+    """uvicorn without its signal handlers: the front decides about draining."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
