@@ -45,12 +45,12 @@ logger = logging.getLogger(__name__)
 
 _ACCEPTANCE_INTERVAL_S = 60.0
 _ROLES_INTERVAL_S = 1.0
-#: Two services may share a GPU if each was told to take at most this share of its memory.
+#: Two services may share a GPU if each is configured to take at most this share of its memory.
 _SHARED_FRACTION = 0.45
 
 
 async def every(seconds: float, report: Callable[[], None]) -> None:
-    """Call `report` again and again; what it raises is logged, and ends nothing."""
+    """Call `report` periodically; log what it raises, and go on."""
     while True:
         await asyncio.sleep(seconds)
         try:
@@ -136,13 +136,13 @@ class Front(Generic[ApiT]):
         ]
 
     def report_acceptance(self) -> None:
-        """Log how many drafts were accepted lately, and where drafting costs more than it gives."""
+        """Log the recent acceptance of drafts, and where drafting costs more than it gains."""
         found = {
             worker.name: worker.load.spec_accept_length
             for worker in self.service.workers
             if worker.load and worker.load.spec_accept_length
         }
-        if found == self._reported:  # nothing was generated since: nothing to say
+        if found == self._reported:  # nothing was generated since
             return
         self._reported = found
         said = ", ".join(f"{name} {length:.2f}" for name, length in found.items())
@@ -156,7 +156,7 @@ class Front(Generic[ApiT]):
             logger.warning("%s", speculation.alarm(worker.name, tree, load.running, length))
 
     def report_bottleneck(self) -> None:
-        """Log, once, that one role holds the other up."""
+        """Log, once, that one role is the bottleneck."""
         if found := self.service.watch_roles():
             logger.warning("%s", found)
 
@@ -181,7 +181,7 @@ class Front(Generic[ApiT]):
         try:
             return await zygote.ready()
         except StartFailed as error:
-            if self.deployment.plan.kind == "cpu":  # what it lacks, workers would lack too
+            if self.deployment.plan.kind == "cpu":  # workers would fail in the same way
                 raise
             return error.message
 

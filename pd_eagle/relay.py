@@ -1,8 +1,8 @@
 """Results from the front's loop to a consumer in another thread, or in another loop.
 
-Unbounded for one request, which has a bounded answer and must not hold its place in the engines for
-a consumer who pauses. For a batch the producer waits until the consumer has caught up. It does not
-know what it carries.
+Unbounded for one request, whose answer is bounded and which must not keep its place in the engines
+while the consumer pauses. For a batch the producer waits until the consumer has caught up. It does
+not know what it carries.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
 _END = object()
-#: Results of a batch that may lie untaken.
-_MOST_UNTAKEN = 256
+#: Results of a batch that may be buffered.
+_MOST_BUFFERED = 256
 
 
 class Relay:
     """One producer in the loop that runs `feed`, one consumer elsewhere: `drain` or `adrain`."""
 
     def __init__(self, check: Callable[[], None], *, bounded: bool) -> None:
-        """`check` raises where nothing will come any more: in a forked child."""
+        """`check` raises where no results can arrive: in a forked child."""
         self._check = check
         self._bounded = bounded
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -36,7 +36,7 @@ class Relay:
         self._caught_up: asyncio.Event
 
     async def feed(self, results: AsyncGenerator[Any, None]) -> None:
-        """Give all of `results`, then how they ended."""
+        """Pass on all of `results`, then how they ended."""
         self._caught_up = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         last: Any = _END
@@ -56,9 +56,9 @@ class Relay:
             self._put(last)
 
     async def _until_caught_up(self) -> None:
-        while self._given - self._taken >= _MOST_UNTAKEN:
+        while self._given - self._taken >= _MOST_BUFFERED:
             self._caught_up.clear()
-            if self._given - self._taken >= _MOST_UNTAKEN:  # else it was taken just now
+            if self._given - self._taken >= _MOST_BUFFERED:  # else it was taken just now
                 await self._caught_up.wait()
 
     def _end(self, end: Callable[[], object]) -> None:
@@ -70,9 +70,9 @@ class Relay:
         if isinstance(item, BaseException):
             raise item
         self._taken += 1
-        if self._bounded and self._given - self._taken == _MOST_UNTAKEN // 2:
+        if self._bounded and self._given - self._taken == _MOST_BUFFERED // 2:
             assert self._loop is not None
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nothing comes any more
+            with contextlib.suppress(RuntimeError):  # the loop was closed: no more results arrive
                 self._loop.call_soon_threadsafe(self._caught_up.set)
         return item
 
@@ -94,7 +94,7 @@ class Relay:
         here = asyncio.get_running_loop()
 
         def put(item: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the caller's loop was closed: nobody reads
+            with contextlib.suppress(RuntimeError):  # the caller's loop was closed: no one reads
                 here.call_soon_threadsafe(items.put_nowait, item)
 
         self._put = put

@@ -26,7 +26,7 @@ from pd_eagle.requests.bounds import (
     shown,
 )
 from pd_eagle.requests.gate import MAX_LABEL_BYTES, MAX_SAMPLES, OPTIONS, SAMPLING
-from pd_eagle.requests.schemas import programs_within, schema_wanted
+from pd_eagle.requests.schemas import programs_within, schema_expected
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +61,7 @@ _TEMPLATE_ARGUMENTS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Messages:
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         if isinstance(value, list) and len(value) > MAX_MESSAGES:
             return f"at most {MAX_MESSAGES} messages"
         tools: list[Any] = []
@@ -71,17 +71,17 @@ class _Messages:
                 continue
             for name in ("content", "tool_calls"):
                 parts += len(message[name]) if isinstance(message.get(name), list) else 0
-            if wanted := _parts_wanted(message.get("content")):
-                return wanted
+            if expected := _parts_expected(message.get("content")):
+                return expected
             if isinstance(message.get("tools"), list):
                 tools += message["tools"]
         if parts > MAX_PARTS:
             return f"messages with at most {MAX_PARTS} parts and tool calls together"
-        found = _Tools().wanted(tools, limits) if tools else None
+        found = _Tools().expected(tools, limits) if tools else None
         return found and f"messages whose tools are {found}"
 
 
-def _parts_wanted(content: Any) -> str | None:
+def _parts_expected(content: Any) -> str | None:
     for part in content[: MAX_PARTS + 1] if isinstance(content, list) else ():
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in _PARTS or (kind == "text" and not isinstance(part.get("text"), str)):
@@ -93,7 +93,7 @@ def _parts_wanted(content: Any) -> str | None:
 class _Prompt:
     """A text, token ids, or a list of either; all items of a list of one kind."""
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         if isinstance(value, str) or not value:
             return None
         form = "text, a list of token ids, or a list of either"
@@ -101,18 +101,18 @@ class _Prompt:
             return form
         ids = TokenIds(INT32_MAX)
         if isinstance(value[0], int):
-            return ids.wanted(value, limits)
+            return ids.expected(value, limits)
         for item in value:
             if type(item) is not type(value[0]) or not isinstance(item, str | list):
                 return f"{form} (found {shown(item)})"
-            if isinstance(item, list) and (found := ids.wanted(item, limits)):
+            if isinstance(item, list) and (found := ids.expected(item, limits)):
                 return f"lists of token ids, each {found}"
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class _Tools:
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         if not isinstance(value, list):
             return "a list of tools"
         if len(value) > MAX_TOOLS:
@@ -122,14 +122,14 @@ class _Tools:
         for tool in value:
             function = tool.get("function") if isinstance(tool, dict) else None
             parameters = function.get("parameters") if isinstance(function, dict) else None
-            if parameters is not None and (found := schema_wanted(parameters)):
+            if parameters is not None and (found := schema_expected(parameters)):
                 return f"tools whose parameters are {found}"
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class _ResponseFormat:
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         if not isinstance(value, dict):
             return 'an object such as {"type": "json_object"}'
         return programs_within(value)
@@ -137,12 +137,12 @@ class _ResponseFormat:
 
 @dataclass(frozen=True, slots=True)
 class _TemplateArguments:
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         if not isinstance(value, dict):
             return "an object"
         for name in _TEMPLATE_ARGUMENTS & value.keys():
             return f"no {name!r} in it, which is set by the request's own fields"
-        return Json(max_values=4096, max_depth=16, max_bytes=2**20).wanted(value, limits)
+        return Json(max_values=4096, max_depth=16, max_bytes=2**20).expected(value, limits)
 
 
 #: Every field of SGLang's `ChatCompletionRequest` and `CompletionRequest`.
@@ -233,8 +233,8 @@ def _check(name: str, value: Any, bound: Bound, limits: EngineInfo) -> None:
         value = as_number(value)
         if isinstance(value, str) and len(value) < 80:
             return
-    if wanted := bound.wanted(value, limits):
-        raise InvalidRequest(f"{name}={shown(value)}: wanted {wanted}")
+    if expected := bound.expected(value, limits):
+        raise InvalidRequest(f"{name}={shown(value)}: wanted {expected}")
 
 
 def _check_samples(fields: Mapping[str, Any], places: int) -> int:

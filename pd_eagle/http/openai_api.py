@@ -30,7 +30,7 @@ from pd_eagle.errors import InvalidRequest, ModelNotFound, PdEagleError, Setting
 from pd_eagle.http import answers, bodies
 from pd_eagle.plan import tool_parsers
 from pd_eagle.requests.bounds import shown
-from pd_eagle.requests.generate_api import MISREAD, GenerateApi, said
+from pd_eagle.requests.generate_api import MISREAD, GenerateApi, sglang_message
 from pd_eagle.requests.json_size import has_more_values
 from pd_eagle.requests.text_length import refuse_too_long
 from pd_eagle.workers.engine import load_tokenizer
@@ -129,7 +129,7 @@ class OpenAIApi:
         except ValidationError as error:
             raise InvalidRequest(_describe(error)) from error
         except MISREAD as error:  # SGLang's validators, given a type that they do not expect
-            raise InvalidRequest(said(error)) from error
+            raise InvalidRequest(sglang_message(error)) from error
         self._check(request)
         return request
 
@@ -197,7 +197,7 @@ class OpenAIApi:
         except HTTPException as error:
             raise InvalidRequest(str(error.detail)) from error
         except MISREAD as error:
-            raise InvalidRequest(said(error)) from error
+            raise InvalidRequest(sglang_message(error)) from error
         return converted
 
 

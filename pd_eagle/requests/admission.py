@@ -1,8 +1,8 @@
-"""Who may run now, who waits, and who is refused: SGLang's own limits do not hold in PD (0.5.23).
+"""Which requests run now, wait, or are refused: SGLang's own limits do not hold in PD (0.5.23).
 
-Bounded by requests and by KV tokens; those who wait stand in one line per group, and the lines take
-turns, so that a batch of a thousand does not hold up a single stream. It does not know what a
-request is.
+Bounded by requests and by KV tokens. Waiting requests are in one queue per group, and the queues
+are served round robin, so that a batch of a thousand does not hold up a single stream. It does not
+know what a request is.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class _Waiting:
 
     @property
     def has_turn(self) -> bool:
-        """Whether a place is held for it; true before the task that waits has been woken."""
+        """Whether a place is held for it; true before the waiting task has been woken."""
         return self.turn.done() and not self.turn.cancelled()
 
 
 class Admission:
-    """The door of the service."""
+    """Admits requests to the service, within `limits`."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -55,9 +55,9 @@ class Admission:
         return self._queued
 
     def refuse_if_full(self) -> None:
-        """Raise `Overloaded` if one more would not even find a place in the queue.
+        """Raise `Overloaded` if there is no place in the queue for one more.
 
-        Those that were let in and are still being read will want one too.
+        Requests whose body is still being read count: they will need a place too.
         """
         places = self.limits.max_inflight + self.limits.max_queue
         if self._is_full() or self._clients.total() >= places:
@@ -74,7 +74,7 @@ class Admission:
         )
 
     def admit_client(self, client: str) -> None:
-        """Count one more open request of `client`, who must be let go with `dismiss_client`.
+        """Count one more open request of `client`; `dismiss_client` must follow.
 
         Raises `TooManyRequests` if that is more than one client may have.
         """
@@ -93,11 +93,11 @@ class Admission:
             del self._clients[client]
 
     async def enter(self, group: object, cost: int, deadline: float | None = math.inf) -> None:
-        """Wait for a turn; `cost` is in KV tokens. Whoever entered must `leave` with that cost.
+        """Wait for a turn; `cost` is in KV tokens. `leave` must follow, with the same cost.
 
         `deadline` is a time of the running loop. Raises `Overloaded` at once when the queue is
-        full, or when the wait is too long, `DeadlineExceeded` when that is the deadline's doing.
-        With None it waits as long as it takes: for calls of this process itself.
+        full, and after the queue timeout; `DeadlineExceeded` when the deadline comes first. Without
+        a deadline it waits without limit: for calls of this process itself.
         """
         if not self._queued and self._has_room(cost):
             self._take(cost)
@@ -150,12 +150,12 @@ class Admission:
             group, line = next(iter(self._lines.items()))
             waiting = line[0]
             if not self._has_room(waiting.cost):
-                return  # first come, first served: nobody smaller overtakes
+                return  # first come, first served: a smaller one does not overtake
             line.popleft()
             self._queued -= 1
             del self._lines[group]
             if line:
-                self._lines[group] = line  # behind all others
+                self._lines[group] = line  # round robin
             if not waiting.turn.done():
                 self._take(waiting.cost)
                 waiting.turn.set_result(None)

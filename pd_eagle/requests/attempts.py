@@ -85,7 +85,7 @@ class Attempts:
         return self._progress.begun
 
     def note_failure(self, pair: Pair) -> None:
-        """Note that `pair` failed; after a crash, which may be anybody's, it does not count."""
+        """Note that `pair` failed; it does not count if it crashed, maybe by another request."""
         self.last_failed = pair.name
         if self.suspicion.crashes > self._crashes:
             self._crashes = self.suspicion.crashes

@@ -1,7 +1,7 @@
-"""The prompts of one call: so many at a time, the next begun as one ends.
+"""The prompts of one call, run with bounded concurrency.
 
-Prompts are read ahead of those that run, so that a bad one is told before hours of work have been
-put into the others; a failure of one ends the call. It does not know what a prompt is.
+Prompts are read ahead of those that run, so that a bad one is reported before hours of work have
+been put into the others; a failure of one ends the call. It does not know what a prompt is.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 
-    #: Told how many prompts of how many have been answered.
+    #: Called with how many prompts have been answered, and of how many.
     Count = Callable[[int, int], None]
 
 
 class HasIndex(Protocol):
-    """A prompt, which has a place among the others."""
+    """A prompt, with its position in the call."""
 
     @property
     def index(self) -> int: ...
@@ -89,7 +89,7 @@ class Batch:
         run: Callable[[Part], Coroutine[Any, Any, None]],
     ) -> None:
         waiting: asyncio.Queue[Part | None] = asyncio.Queue()
-        self._tell(0)
+        self._report(0)
 
         async def read() -> None:
             async with aclosing(parts):
@@ -101,11 +101,11 @@ class Batch:
         async def work() -> None:
             while (part := await waiting.get()) is not None:
                 await run(part)
-                self._tell(1)
+                self._report(1)
 
         await _all_or_none([read(), *(work() for _ in range(self._width))])
 
-    def _tell(self, more: int) -> None:
+    def _report(self, more: int) -> None:
         self._answered += more
         if self._count is not None:
             self._count(self._answered, self._total)

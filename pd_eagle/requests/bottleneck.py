@@ -1,4 +1,4 @@
-"""Which role holds the other up: one that requests wait for while nobody waits for the other.
+"""Which role is the bottleneck: the one with queued requests while the other has none.
 
 It judges samples, and names the setting to try; it takes no samples itself and changes nothing.
 """
@@ -21,7 +21,7 @@ SAMPLES, ENOUGH = 30, 24
 
 @dataclass(frozen=True, slots=True)
 class Bottleneck:
-    """`role` holds the other up; `advice` is the setting to try."""
+    """`role` limits throughput; `advice` is the setting to try."""
 
     role: Role
     advice: str
@@ -43,9 +43,9 @@ class Watch:
         self.found: Bottleneck | None = None
 
     def note(self, prefill_queued: Sequence[int], decode_queued: Sequence[int]) -> bool:
-        """Take in how many requests wait for each engine of a role; return whether news came.
+        """Record how many requests wait for each engine of a role; return whether `found` is new.
 
-        A role is short when some wait for every one of its engines: else it is a matter of turns.
+        A role is short when some wait for every one of its engines: else it is only round robin.
         """
         if self._plan.mode != "pd":
             return False

@@ -1,4 +1,4 @@
-"""The forms a request's field can take: what each lets through, and in which words it says so.
+"""The types of a request's fields: which values each accepts, and how it words what it expects.
 
 A bound knows a value and the smallest engine's limits; it knows no field's name and no request.
 """
@@ -26,8 +26,8 @@ _LONGEST_DIGITS = 32
 class Bound(Protocol):
     """What one field of a request may be."""
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
-        """Return what would be let through in place of `value`, None if it is."""
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
+        """Return what is accepted in place of `value`, None if `value` is."""
 
 
 def vocabulary(limits: EngineInfo) -> int:
@@ -100,7 +100,7 @@ class Whole:
     high: Limit
     other: tuple[int, ...] = ()
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         low, high = _resolve(self.low, limits), _resolve(self.high, limits)
         if type(value) is int and (low <= value <= high or value in self.other):
             return None
@@ -116,7 +116,7 @@ class Number:
     high: float
     above: bool = False
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         if isinstance(value, int | float) and not isinstance(value, bool):
             fits = self.low < value if self.above else self.low <= value
             if fits and value <= self.high:
@@ -129,7 +129,7 @@ class Number:
 class Flag:
     """True or false."""
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         return None if isinstance(value, bool) else "true or false"
 
 
@@ -139,7 +139,7 @@ class Text:
 
     max_bytes: int
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         if isinstance(value, str) and fits_bytes(value, self.max_bytes):
             return None
         return f"a text of at most {self.max_bytes} bytes of UTF-8"
@@ -162,15 +162,15 @@ class Each:
     one: Bound
     count: int
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         many = f", or a list of at most {self.count}"
         if not isinstance(value, list | tuple):
-            found = self.one.wanted(value, limits)
+            found = self.one.expected(value, limits)
             return found and found + many
         if len(value) > self.count:
             return f"at most {self.count} of them"
         for item in value:
-            if found := self.one.wanted(item, limits):
+            if found := self.one.expected(item, limits):
                 return f"{found}{many} (found {shown(item)})"
         return None
 
@@ -181,7 +181,7 @@ class TokenIds:
 
     count: Limit
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         count = _resolve(self.count, limits)
         form = f"a list of at most {count} token ids from 0 to {vocabulary(limits)}"
         if not isinstance(value, list | tuple | set | frozenset) or len(value) > count:
@@ -199,15 +199,15 @@ class TokenBias:
     count: int
     value: Number
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         form = (
             f"an object of at most {self.count} token ids from 0 to {vocabulary(limits)}, "
-            f"each with {self.value.wanted(None, limits)}"
+            f"each with {self.value.expected(None, limits)}"
         )
         if not isinstance(value, dict) or len(value) > self.count:
             return form
         for key, bias in value.items():
-            if not self._is_token(key, limits) or self.value.wanted(as_number(bias), limits):
+            if not self._is_token(key, limits) or self.value.expected(as_number(bias), limits):
                 return f"{form} (found {shown(key)}: {shown(bias)})"
         return None
 
@@ -225,7 +225,7 @@ class Json:
     max_depth: int
     max_bytes: int
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         size = measure(value, self.max_values, self.max_depth, self.max_bytes)
         return size and f"JSON with {size}"
 
@@ -274,7 +274,7 @@ class Unset:
 
     why: str = "it is not supported here"
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         return f"unset, {self.why}" if value else None
 
 
@@ -284,5 +284,5 @@ class Unused:
 
     why: str
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         return None

@@ -1,10 +1,9 @@
-"""Whether every pair's link works: first tokens of real traffic count, otherwise a token of ours.
+"""Whether every pair's link works: first tokens of real traffic count, otherwise a probe's.
 
-A pair that cannot carry one is taken out. If it stays so, one of its halves is restarted: the one
-that fails with all its partners, else the one where requests wait for the other. Being slow is not
-being broken: a probe that comes to nothing counts only where both workers answer and have nothing
-else to do, and its limit grows with what probes took lately. It knows pairs and probes, not what a
-probe is.
+A pair that cannot carry a token is marked as broken. If it stays broken, one of its halves is
+restarted: the one that fails with all its partners, else the one where requests wait for the other.
+Slow is not broken: a failed probe counts only where both workers answer pings and are otherwise
+idle, and its timeout grows with what probes took lately. It does not know what a probe is.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ _TIMES_THE_SLOWEST = 5.0
 _PROBES_REMEMBERED = 20
 #: Probes in a row that a link may fail before a worker is restarted.
 _PATIENCE = 2
-#: A request that waits this long for its first token is a doubt.
+#: A request that waits this long for its first token makes its link suspect.
 _DOUBT_S = 5.0
-#: A worker that has not been heard for so long, or whose load is so old, does something else.
+#: A worker whose last sign of life, or whose load, is older than this is busy with something else.
 _ABSENT_S = 3.0
-#: Where nothing was carried for so long, being busy is no excuse any more.
+#: A link that has carried nothing for this long is judged even if its workers are busy.
 _LONGEST_EXCUSE_S = 300.0
 _FULL = 0.9
 
@@ -92,7 +91,7 @@ class Canary:
         self.carried(pair)
 
     def ended(self, rid: str) -> None:
-        """Note that the request is over. Without a first token it is a doubt, if it had time."""
+        """Note that the request is over; its link is suspect if the first token was overdue."""
         if waiting := self._waiting.pop(rid, None):
             self._doubt_if_stuck(*waiting)
 
@@ -118,7 +117,7 @@ class Canary:
             self._doubted.add(name)
             self._doubt.set()
 
-    # --- the watching
+    # --- the watch
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._watch())
@@ -136,13 +135,13 @@ class Canary:
                     await self._doubt.wait()
             except TimeoutError:
                 pass
-            # A doubt may be raised again in every round, as long as it cannot be looked into, and
-            # neither an event that is set nor a round without probes gives way to the loop.
+            # A doubt may be raised again in every round, as long as no probe is due, and neither an
+            # event that is set nor a round without probes yields to the event loop.
             await asyncio.sleep(_PAUSE_S)
             self._doubt.clear()
             try:
                 await self._round()
-            except Exception:  # a defect must not end the watching
+            except Exception:  # a defect must not end the watch
                 logger.exception("links could not be checked")
                 await asyncio.sleep(self._interval_s)
 
@@ -161,7 +160,7 @@ class Canary:
             return False
         if pair.name in self._router.broken:
             return True
-        if not self._calm():  # a start takes what the machine has
+        if not self._calm():  # a start takes all the CPU there is
             return False
         silent_s = now - self._carried_at.get(pair.name, 0.0)
         return pair.name in self._doubted or silent_s > self._interval_s
@@ -177,7 +176,7 @@ class Canary:
             late = isinstance(error, DeadlineExceeded)
             if excuse := self._excuse(pair, began) if late else None:
                 logger.info("%s did not carry a token, but %s", pair.name, excuse)
-                # Others need the time more: a probe is not to be the load that it suffers from.
+                # Back off: probes must not be the load that slows them down.
                 self._not_before[pair.name] = 2 * time.monotonic() - began
             else:
                 self._failed(pair, error)
@@ -190,17 +189,17 @@ class Canary:
         return min(max(_PROBE_TIMEOUT_S, slow_s), _LONGEST_PROBE_TIMEOUT_S)
 
     def _excuse(self, pair: Pair, began: float) -> str | None:
-        """Return why a probe that was too slow says nothing of the link."""
+        """Return why a probe that timed out says nothing about the link."""
         carried_at = self._carried_at.get(pair.name, began)
         if carried_at > began:
             return "it carried others meanwhile"
         if began - carried_at > _LONGEST_EXCUSE_S:
             return None
-        return next(filter(None, map(_what_else_it_does, pair.workers)), None)
+        return next(filter(None, map(_why_busy, pair.workers)), None)
 
     def _failed(self, pair: Pair, error: PdEagleError) -> None:
         if any(worker.state != "ready" for worker in pair.workers):
-            return  # not the link: the supervisor sees to the worker
+            return  # not the link: the supervisor handles the worker
         self._failures[pair.name] += 1
         self._failed_at[pair.name] = now = time.monotonic()
         if self._failures[pair.name] == 1:
@@ -211,7 +210,7 @@ class Canary:
         self._router.mark_broken(pair.name)
         self._on_change()
 
-    # --- the mending
+    # --- the restart of a broken link's worker
 
     def _restart_one(self) -> None:
         pairs = self._router.all_pairs()
@@ -242,7 +241,7 @@ class Canary:
         if pair.prefill is None:
             return pair.decode
         halves = [pair.decode, pair.prefill]
-        if _waits_for_its_partner(pair.prefill):  # it has not heard decode, which has spoken
+        if _waits_for_its_partner(pair.prefill):  # for decode's handshake
             halves.reverse()
 
         def badness(worker: Worker) -> tuple[bool, int]:
@@ -263,16 +262,17 @@ class Canary:
 
     def _forget_the_gone(self) -> None:
         present = {pair.name for pair in self._router.all_pairs()}
-        # What comes back has a new link; if it came back because of the link, that must be seen.
+        # A restarted worker has a new link; if it was restarted for its link, only a token shows
+        # that the new one works.
         if gone := self._router.broken - present - self._restarted.keys():
             self._router.mark_working(*gone)
             self._on_change()
 
 
-def _what_else_it_does(worker: Worker) -> str | None:
-    """Return what keeps a worker from a probe, None if it should have answered it."""
+def _why_busy(worker: Worker) -> str | None:
+    """Return what keeps a worker from answering a probe, None if it should have answered."""
     if time.monotonic() - worker.heard_at > _ABSENT_S:
-        return f"{worker.name} answers no pings"  # whether it hangs is the supervisor's question
+        return f"{worker.name} answers no pings"  # the supervisor judges whether it hangs
     load = worker.load
     if load is None:
         return None

@@ -68,7 +68,7 @@ class EagleRules:
                 )
 
     def correct_defaults(self, defaults: dict[str, Any]) -> None:
-        """Take out of a model's own `defaults` what would be refused, and say so."""
+        """Remove from a model's own `defaults` what would be refused, and log it."""
         for name in [name for name in defaults if TREATMENTS.get(name, _EXACT)[1] == "refused"]:
             logger.warning(
                 "%s=%r of the model's generation_config.json is left out: %s",

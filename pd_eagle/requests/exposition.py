@@ -1,6 +1,6 @@
 """All series as Prometheus reads them: of requests, of the service, and of the engines.
 
-What a worker or the queue is like is read when somebody asks. It knows nothing of HTTP, and decides
+The state of workers and queue is read when `/metrics` is. It knows nothing of HTTP, and decides
 nothing.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Watched(Protocol):
-    """What is read when somebody asks; `pd_eagle.requests.service.Service` is one."""
+    """What is read for each exposition; `pd_eagle.requests.service.Service` is one."""
 
     admission: Admission
     windows: PrefillWindows
@@ -81,7 +81,7 @@ class _Both:
 
 
 class _ServiceCollector:
-    """What is read of queue and workers when somebody asks."""
+    """The state of queue and workers."""
 
     def __init__(self, watched: Watched) -> None:
         self._watched = watched

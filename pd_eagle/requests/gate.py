@@ -1,4 +1,4 @@
-"""The one table of what a client can set and an engine uses, with the bound of each field.
+"""The one table of every field that a client can set and an engine uses, with its bound.
 
 HTTP and `PDEngine` go through it before anything is dispatched: SGLang (0.5.23) leaves much to its
 scheduler, which dies of what it does not expect. It does not know which engine gets a request.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from pd_eagle.messages import EngineInfo, Request
 
-#: New tokens that a request is taken to need of the KV pool, if it may make more: few do.
+#: New tokens that a request is expected to take in the KV pool, if it may make more: few do.
 _EXPECTED_NEW_TOKENS = 512
 #: The most samples of one prompt.
 MAX_SAMPLES = 4096
@@ -64,7 +64,7 @@ _OF_MEDIA = "it is about media, which are refused"
 class _Stops:
     """Texts that end an answer; an empty one would end it before it begins."""
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         texts = [value] if isinstance(value, str) else value
         if isinstance(texts, list) and len(texts) <= MAX_STOPS and all(map(self._is_stop, texts)):
             return None
@@ -74,7 +74,7 @@ class _Stops:
         )
 
     def _is_stop(self, text: Any) -> bool:
-        return bool(text) and Text(MAX_STOP_BYTES).wanted(text, _NO_LIMITS) is None
+        return bool(text) and Text(MAX_STOP_BYTES).expected(text, _NO_LIMITS) is None
 
 
 _NO_LIMITS: Any = None
@@ -221,8 +221,8 @@ def check_options(prompt: Any) -> None:
 
 
 def _check_field(name: str, value: Any, bound: Bound, limits: EngineInfo) -> None:
-    if wanted := bound.wanted(value, limits):
-        raise InvalidRequest(f"{name}={shown(value)}: wanted {wanted}")
+    if expected := bound.expected(value, limits):
+        raise InvalidRequest(f"{name}={shown(value)}: wanted {expected}")
 
 
 def _hint(name: Any) -> str:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 #: Prompts longer than this are tokenized off the event loop, in characters.
 _INLINE_TOKENIZE_CHARS = 4096
 
-#: Prompts of a call that are begun in one turn of the loop.
-_A_TURN = 8
+#: Prompts of a call that are begun in one iteration of the event loop.
+_PER_ITERATION = 8
 
 
 class Tokenizer(Protocol):
@@ -47,9 +47,9 @@ MISREAD = (ValueError, TypeError, AttributeError, LookupError, AssertionError, R
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One prompt of a call; those of one `group` wait in one line.
+    """One prompt of a call; those of one `group` wait in one queue.
 
-    One that is `patient` waits for its turn as long as it takes.
+    One that is `patient` waits for admission without limit.
     """
 
     index: int
@@ -76,7 +76,7 @@ class Answer:
         self._grown: dict[str, list[Any]] = {}
 
     def add(self, delta: Delta) -> dict[str, Any]:
-        """Take one delta in; return the result so far, or the increment alone.
+        """Add one delta; return the result so far, or the increment alone.
 
         Lists called `output_…` in `meta_info` are increments too, as in SGLang.
         """
@@ -87,7 +87,7 @@ class Answer:
         return self.whole()
 
     def take(self, delta: Delta) -> None:
-        """Take one delta in, for `whole`."""
+        """Add one delta, for `whole`."""
         self._text.append(delta.text)
         self._output_ids += delta.output_ids
         for key, value in delta.meta.items():
@@ -120,7 +120,7 @@ class GenerateApi:
         incremental: bool,
         patient: bool | None = None,
     ) -> None:
-        """`patient` is for calls of this process itself, None for those of clients.
+        """`patient` is for calls of this process itself, None for those of HTTP clients.
 
         The prompts of one such call are begun as others of it end, and wait for each other without
         limit; if `patient`, for those of other calls too.
@@ -139,8 +139,8 @@ class GenerateApi:
     ) -> AsyncGenerator[Any, None]:
         """Yield results for `obj`, a `GenerateReqInput`: a dictionary, or a list for a batch.
 
-        With `obj.stream` one dictionary a step, told apart by `index`. Raises `InvalidRequest` for
-        what cannot be served, else the request's own `PdEagleError`; closing aborts.
+        With `obj.stream` one dictionary per step, distinguished by `index`. Raises `InvalidRequest`
+        for what cannot be served, else the request's own `PdEagleError`; closing aborts.
         """
         total = self._normalize(obj)
         parts = self._parts(obj, _timeout_s(raw_request))
@@ -149,7 +149,7 @@ class GenerateApi:
         width = total if self._patient is None else self.service.max_inflight
         batch = Batch(total, width, count)
         if obj.stream and total == 1:
-            # Here, not in a generator of its own: each is passed by every token.
+            # Here, not in a generator of its own: every token would pass through it.
             part = await anext(parts)
             answer = self._answer(part)
             async with self._deltas(part) as deltas:
@@ -172,7 +172,7 @@ class GenerateApi:
         try:
             obj.normalize_batch_and_arguments()
         except MISREAD as error:
-            raise InvalidRequest(said(error)) from error
+            raise InvalidRequest(sglang_message(error)) from error
         total: int = (1 if obj.is_single else obj.batch_size) * obj.parallel_sample_num
         if self._patient is None and total > self.service.places:
             raise InvalidRequest(
@@ -192,7 +192,7 @@ class GenerateApi:
             input_ids: Sequence[int] = await self._input_ids(prompt)
             if obj.batch_size * samples > 1:
                 input_ids = self._check_early(number, prompt, input_ids)
-                await asyncio.sleep(0)  # others use the loop too
+                await asyncio.sleep(0)  # yield to other tasks
             for _ in range(samples):
                 # A user's rid may be anything; ours never is the prefix of another.
                 blank = _request(prompt, [], timeout_s)
@@ -203,7 +203,7 @@ class GenerateApi:
                 index += 1
 
     def _check_early(self, number: int, prompt: Any, input_ids: Sequence[int]) -> Sequence[int]:
-        """Return `input_ids` as small as they can wait; raises for what would be refused later."""
+        """Return `input_ids` in a compact form; raises for what would be refused later."""
         try:
             self.service.check(_request(prompt, list(input_ids), None))
         except InvalidRequest as error:
@@ -263,12 +263,12 @@ def _check_counts(obj: Any) -> None:
 async def _each(parts: list[_Part]) -> AsyncGenerator[_Part, None]:
     for number, part in enumerate(parts, 1):
         yield part
-        if number % _A_TURN == 0:
+        if number % _PER_ITERATION == 0:
             await asyncio.sleep(0)
 
 
 def _check_sampling(obj: Any, limits: EngineInfo) -> None:
-    """Check what is read before single prompts are: how many samples, and of what they are told."""
+    """Check the sampling parameters of the whole call, before SGLang normalizes them."""
     given = obj.sampling_params if isinstance(obj.sampling_params, list) else [obj.sampling_params]
     if not given:
         raise InvalidRequest("sampling_params=[]: wanted a dictionary, or one for each prompt")
@@ -284,8 +284,8 @@ def _checked_ids(input_ids: Any) -> list[int]:
     return input_ids
 
 
-def said(error: Exception) -> str:
-    """Return SGLang's words for what it could not read."""
+def sglang_message(error: Exception) -> str:
+    """Return the message of an error that SGLang raised for a request it could not read."""
     words = str(error)[:1000]
     return words if isinstance(error, ValueError) and words else f"{type(error).__name__}: {words}"
 

@@ -29,16 +29,16 @@ _MAX_GROUP_DEPTH = 32
 class Pattern:
     """A regular expression that the output must match."""
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
-        return pattern_wanted(value) if isinstance(value, str) else "a regular expression"
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
+        return pattern_expected(value) if isinstance(value, str) else "a regular expression"
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
     """A grammar in EBNF that the output must match."""
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
-        return grammar_wanted(value) if isinstance(value, str) else "a grammar in EBNF"
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
+        return grammar_expected(value) if isinstance(value, str) else "a grammar in EBNF"
 
 
 _PATTERN_TOKENS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{\d*,?\d*\}|.", re.DOTALL)
@@ -48,24 +48,24 @@ _GRAMMAR_TOKENS = re.compile(
 )
 
 
-def pattern_wanted(pattern: str) -> str | None:
-    """Return what kind of pattern would be let through in place of `pattern`; None if it is."""
+def pattern_expected(pattern: str) -> str | None:
+    """Return what kind of pattern is accepted in place of `pattern`; None if it is."""
     if not fits_bytes(pattern, MAX_PATTERN_BYTES):
         return f"a regular expression of at most {MAX_PATTERN_BYTES} bytes"
-    found = _shape_wanted(_PATTERN_TOKENS.findall(pattern))
+    found = _shape_expected(_PATTERN_TOKENS.findall(pattern))
     return found and f"a regular expression with {found}"
 
 
-def grammar_wanted(grammar: str) -> str | None:
-    """Return what kind of grammar would be let through in place of `grammar`; None if it is."""
+def grammar_expected(grammar: str) -> str | None:
+    """Return what kind of grammar is accepted in place of `grammar`; None if it is."""
     if not fits_bytes(grammar, MAX_GRAMMAR_BYTES):
         return f"a grammar of at most {MAX_GRAMMAR_BYTES} bytes"
     tokens = [t for t in _GRAMMAR_TOKENS.findall(grammar) if not t.isspace() and t[0] != "#"]
-    found = _shape_wanted(tokens)
+    found = _shape_expected(tokens)
     return found and f"a grammar with {found}"
 
 
-def _shape_wanted(tokens: list[str]) -> str | None:
+def _shape_expected(tokens: list[str]) -> str | None:
     """Return which bound on repeats, alternatives or groups a program's `tokens` exceed."""
     repeats = alternatives = run = 0
     groups: list[bool] = []  # of each open group, whether it holds what is not optional

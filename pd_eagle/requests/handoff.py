@@ -1,7 +1,7 @@
 """One request over one pair, from submit to its one terminal event.
 
-Both halves get the same ids, rid and room; decode streams the whole answer, but for its first token
-where prefill tells it sooner. It does not choose the pair and does not try again: it says what
+Both halves get the same ids, rid and room; decode streams the whole answer, except its first token
+where prefill reports it sooner. It does not choose the pair and does not retry: it reports what
 happened.
 """
 
@@ -135,7 +135,7 @@ class _Answer:
         in_pd = pair.prefill is not None
         self.cut_by = "closed"
         self._phases = _Phases(on_phase, in_pd=in_pd)
-        self._prompt = _PromptLogprobs(wanted=in_pd and request.options.return_logprob)
+        self._prompt = _PromptLogprobs(expected=in_pd and request.options.return_logprob)
         self._first = _FirstToken(early=first_early)
         self._plain = False  # decode's deltas are the answer's from here on
 
@@ -205,9 +205,9 @@ class _Phases:
 class _PromptLogprobs:
     """Holds decode's deltas back until the prompt's log probabilities have come from prefill."""
 
-    def __init__(self, *, wanted: bool) -> None:
+    def __init__(self, *, expected: bool) -> None:
         self.begun = False  # decode's deltas have been released
-        self._known = not wanted
+        self._known = not expected
         self._entries: dict[str, Any] = {}
         self._held: list[Delta] = []
 
@@ -238,7 +238,7 @@ class _PromptLogprobs:
         return [msgspec.structs.replace(delta, meta=delta.meta | self._entries) for delta in held]
 
 
-#: What decode's first delta says of a request too; the rest of prefill's is about prefill.
+#: What decode's first delta carries too; the rest of prefill's is about prefill.
 _FIRST_META = (
     "id",
     "prompt_tokens",

@@ -1,4 +1,4 @@
-"""What a JSON text costs to parse, told before it is, in steps that let other threads run.
+"""What a JSON text costs to parse, counted before it is parsed, in steps that release the GIL.
 
 It knows nothing of what the values mean, and takes any text for JSON.
 """

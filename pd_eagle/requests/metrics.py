@@ -55,7 +55,7 @@ class Metrics:
         return RequestWatch(self)
 
     def aggregate(self) -> None:
-        """Keep the lists of observations short, also where nobody asks for the series."""
+        """Keep the lists of observations short, also where `/metrics` is never read."""
         for times in (self.queue, self.first, self.gap, self.whole, *self.phases.values()):
             times.aggregate(_AGGREGATE_AT)
 
@@ -81,7 +81,7 @@ class Times:
         """Move what was observed into the buckets, if it is so many."""
         if len(self._observed) < at_least:
             return
-        import numpy as np  # what imports this module for its names need not wait for it
+        import numpy as np  # not for those who import this module for its names alone
 
         with self._aggregating:
             observed = np.array(self._observed)

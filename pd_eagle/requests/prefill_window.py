@@ -1,7 +1,7 @@
-"""Keeps in the front what would only queue in a prefill engine, and lets short prompts go first.
+"""Queues prompts in the front instead of in a prefill engine, shortest first.
 
-A prefill engine takes first what came first, so a short prompt waits there behind every long one.
-Here few tokens are outstanding in an engine at a time; of those who wait, the fewest tokens go
+A prefill engine is first come, first served, so a short prompt waits there behind every long one.
+Here few tokens are outstanding in an engine at a time; of the waiting prompts the shortest goes
 first, and waiting counts like being shorter. It knows no pairs and no requests, only tokens.
 """
 
@@ -18,8 +18,8 @@ from pd_eagle.errors import DeadlineExceeded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: What a second of waiting is worth. Nobody is overtaken by who comes later than its own tokens
-#: divided by this: one second for a prompt of one chunk of SGLang's (0.5.23) on 80 GB cards.
+#: What a second of waiting is worth. A prompt is not overtaken by one that comes later than its own
+#: tokens divided by this: one second for a prompt of one chunk of SGLang's (0.5.23) on 80 GB cards.
 AGEING_TOKENS_PER_S = 8192.0
 
 
@@ -101,7 +101,7 @@ class PrefillWindow:
         while self._waiting:
             turn = self._waiting[0][2]
             if not turn._over:
-                # Nobody smaller goes around the first: that is what bounds its wait.
+                # No smaller prompt overtakes the first: that bounds its wait.
                 if self.outstanding and self.outstanding + turn.tokens > self.limit_tokens:
                     return
                 assert turn._granted is not None
@@ -116,7 +116,7 @@ class PrefillWindow:
 
 
 class PrefillWindows:
-    """A window for each prefill engine, by name; without `limit_tokens` nobody waits."""
+    """A window for each prefill engine, by name; without `limit_tokens` no prompt waits."""
 
     def __init__(self, limit_tokens: int | None) -> None:
         self.limit_tokens = limit_tokens

@@ -1,9 +1,9 @@
-"""Finds the request that crashes engines, so that it is not tried again and costs nobody else.
+"""Finds the request that crashes engines, so that it is not retried and harms no other request.
 
 A crash is an engine's own: an exception in its last words, a fatal signal, not a kill from outside.
 The rule: a request in an engine that crashes is suspect, and retried or resumed once as after any
 death. One that was in a second crash, or was alone in the first, runs on trial: one at a time, with
-a worker of the crashed role that nobody else gets, until it has passed the point where it was at
+a worker of the crashed role for itself, until it has passed the point where it was at
 the crash. What crashes an engine alone, and was in a crash before, is the culprit: it ends with the
 engine's last words, and the same request is refused for a while. All crashes that it was in are
 explained: they count against no other request and against no worker. A request that was to run on
@@ -41,11 +41,11 @@ _LINGERING_S = 5.0
 
 
 class Quarantine:
-    """Keeps the suspicion of every open request, and workers apart for those that need a trial.
+    """Tracks the suspicion of every open request, and reserves workers for those that need a trial.
 
     `blame(worker)` is called for a crash that turned out to have no culprit; `on_change` when other
     workers are `reserved`. A trial may begin on a worker that is not empty if all in it have passed
-    theirs: then a crash convicts nobody, but the next trial has the worker for itself.
+    theirs: then a crash convicts none of them, but the next trial has the worker for itself.
     """
 
     def __init__(self, blame: Callable[[str], None], on_change: Callable[[], None]) -> None:
@@ -100,8 +100,8 @@ class Quarantine:
     ) -> bool:
         """Note that `worker` crashed with `rids` in it; return whether that counts against it.
 
-        False while one of them may be the culprit; `blame` tells later if none was. Of `rids` those
-        that never began here, our own probes, are no company; those that ended just now are.
+        False while one of them may be the culprit; `blame` is called later if none was. Of `rids`
+        those that never began here, our own probes, are no suspects; those that ended just now are.
         """
         rids = set(rids)
         suspects = {self._open[rid] for rid in rids if rid in self._open}
@@ -227,7 +227,7 @@ class Quarantine:
             self._call_next_soon()
 
     def _release(self, suspicion: Suspicion) -> None:
-        """Let one go on that needs no trial any more."""
+        """Let a request that needs no trial any more continue."""
         self._let_go(suspicion)
         self._forget(suspicion)
 

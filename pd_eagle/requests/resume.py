@@ -42,10 +42,10 @@ def why_not_resume(request: Request) -> str | None:
 
 
 def first_may_come_early(request: Request) -> bool:
-    """Return whether prefill's token may be given out before decode has said it.
+    """Return whether prefill's token may be sent to the client before decode has repeated it.
 
-    Not where its text may be taken back, because the answer ends with it; and not where a decode
-    engine that dies right then would cost the answer: one that has not begun is asked for again.
+    Not where its text may be trimmed, because the answer ends with it; and not where a decode
+    engine that dies right then would cost the answer: one that has not begun can be retried.
     """
     params = request.sampling_params
     # Else the token that ends an answer has no text.
@@ -69,7 +69,7 @@ class Progress:
         # After each of the last deltas: tokens, characters.
         self._ends = deque([(0, 0)], maxlen=_CONTEXT_TOKENS + 1)
         self._kept = (0, 0)  # of those, what the current attempt was given as its prompt
-        self._skip = (0, 0)  # what it will say again, though the client has it
+        self._skip = (0, 0)  # what it will repeat, though the client has it
         self._stops = _stops(request)
         self._reach = max(map(len, self._stops), default=0)  # of a stop beyond where it begins
         self._around_seam = ("", "")  # the text on both sides of where the attempt began
@@ -81,7 +81,7 @@ class Progress:
         return len(self._ends) > 1
 
     def next_attempt(self, rid: str) -> Request:
-        """Return what another pair must be asked for, under a rid of its own."""
+        """Return the request for another pair, which has to go on from here, under its own rid."""
         self._kept = kept, kept_chars = self._last_clean_end()
         self._skip = (len(self._ids) - kept, self._characters - kept_chars)
         if not kept:

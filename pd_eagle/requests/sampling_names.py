@@ -1,4 +1,4 @@
-"""What was meant by the name of a sampling parameter that SGLang does not have.
+"""Suggestions for names of sampling parameters that SGLang does not have.
 
 It knows nothing of their values.
 """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pd_eagle.requests.bounds import fits_bytes, measure
-from pd_eagle.requests.grammars import MAX_REPEAT, grammar_wanted, pattern_wanted
+from pd_eagle.requests.grammars import MAX_REPEAT, grammar_expected, pattern_expected
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,26 +30,26 @@ MAX_PROPERTIES = 1024
 class Schema:
     """A JSON schema, as JSON or as its text."""
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         if isinstance(value, str):
-            return _schema_text_wanted(value)
-        return schema_wanted(value)
+            return _schema_text_expected(value)
+        return schema_expected(value)
 
 
 @functools.lru_cache(maxsize=16)
-def _schema_text_wanted(text: str) -> str | None:
+def _schema_text_expected(text: str) -> str | None:
     if not text:  # to SGLang as good as unset
         return None
     if not fits_bytes(text, MAX_SCHEMA_BYTES):
         return f"a JSON schema of at most {MAX_SCHEMA_BYTES} bytes"
     try:
-        return schema_wanted(json.loads(text))
+        return schema_expected(json.loads(text))
     except (ValueError, RecursionError):
         return "a JSON schema"
 
 
-def schema_wanted(schema: Any) -> str | None:
-    """Return what kind of schema would be let through in place of `schema`; None if it is."""
+def schema_expected(schema: Any) -> str | None:
+    """Return what kind of schema is accepted in place of `schema`; None if it is."""
     size = measure(schema, MAX_SCHEMA_VALUES, MAX_SCHEMA_DEPTH, MAX_SCHEMA_BYTES)
     if size:
         return f"a JSON schema with {size}"
@@ -61,7 +61,7 @@ def schema_wanted(schema: Any) -> str | None:
         properties += len(inner) if isinstance(inner, dict) else 0
         if properties > MAX_PROPERTIES:
             return f"a JSON schema with at most {MAX_PROPERTIES} properties"
-        if found := _keywords_wanted(node):
+        if found := _keywords_expected(node):
             return found
         if _refers_to_itself(node, schema):
             return f"a JSON schema whose $ref {node.get('$ref')!r:.60} leads to more than itself"
@@ -82,13 +82,13 @@ def _objects(schema: Any) -> Iterator[dict[str, Any]]:
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
 
-def _keywords_wanted(node: dict[str, Any]) -> str | None:
+def _keywords_expected(node: dict[str, Any]) -> str | None:
     for name in _COUNTS:
         count = node.get(name)
         if isinstance(count, int | float) and not 0 <= count <= MAX_REPEAT:
             return f"a JSON schema with {name} from 0 to {MAX_REPEAT}"
     pattern = node.get("pattern")
-    if isinstance(pattern, str) and (found := pattern_wanted(pattern)):
+    if isinstance(pattern, str) and (found := pattern_expected(pattern)):
         return f"a JSON schema whose pattern is {found}"
     return None
 
@@ -139,12 +139,12 @@ def _target(reference: str, root: Any) -> Any:
 class StructuralTag:
     """The text of SGLang's structural tags: JSON with schemas and grammars anywhere in it."""
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
-        return _structural_tag_wanted(value) if isinstance(value, str) else "text of JSON"
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
+        return _structural_tag_expected(value) if isinstance(value, str) else "text of JSON"
 
 
 @functools.lru_cache(maxsize=16)
-def _structural_tag_wanted(text: str) -> str | None:
+def _structural_tag_expected(text: str) -> str | None:
     if not text:
         return None
     if not fits_bytes(text, 2 * MAX_SCHEMA_BYTES):
@@ -163,10 +163,10 @@ def programs_within(tag: Any) -> str | None:
         return f"structural tags with {size}"
     for node in _objects(tag):
         for name in ("schema", "json_schema"):
-            if isinstance(node.get(name), dict) and (found := schema_wanted(node[name])):
+            if isinstance(node.get(name), dict) and (found := schema_expected(node[name])):
                 return f"structural tags with {found}"
-        if isinstance(node.get("pattern"), str) and (found := pattern_wanted(node["pattern"])):
+        if isinstance(node.get("pattern"), str) and (found := pattern_expected(node["pattern"])):
             return f"structural tags whose pattern is {found}"
-        if isinstance(node.get("grammar"), str) and (found := grammar_wanted(node["grammar"])):
+        if isinstance(node.get("grammar"), str) and (found := grammar_expected(node["grammar"])):
             return f"structural tags with {found}"
     return None

@@ -1,4 +1,4 @@
-"""The async heart: start a plan, admit, check and stream requests, tell how it is, stop.
+"""The service: starts a plan's workers, checks, admits and streams requests, stops.
 
 Everything above it (HTTP, `PDEngine`) enters at `Service.stream`. It knows nothing of HTTP or of
 SGLang's dictionaries.

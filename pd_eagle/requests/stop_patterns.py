@@ -33,7 +33,7 @@ class StopPatterns:
     looks at a bounded number of characters in a bounded number of ways: their product is bounded.
     """
 
-    def wanted(self, value: Any, limits: EngineInfo) -> str | None:
+    def expected(self, value: Any, limits: EngineInfo) -> str | None:
         patterns = [value] if isinstance(value, str) else value
         if not isinstance(patterns, list) or len(patterns) > MAX_STOP_PATTERNS:
             return f"a regular expression, or a list of at most {MAX_STOP_PATTERNS}"

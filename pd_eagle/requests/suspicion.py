@@ -45,9 +45,9 @@ class Suspicion:
     """What is known of one request, over all its attempts. `tokens` is how far its answer is."""
 
     tokens: int = 0
-    #: The crashes that it was in and that nobody is known to have caused.
+    #: The crashes that it was in and whose culprit is not known.
     cases: list[Crash] = field(default_factory=list)
-    #: How many crashes it was in, those that were explained since among them.
+    #: How many crashes it was in, including those that were explained since.
     crashes: int = 0
     #: The last words of the engine that it crashed alone.
     convicted_by: str | None = None
@@ -107,7 +107,7 @@ class Suspicion:
         self._cleared_at = self.tokens
 
     def explain(self, crashes: Collection[Crash]) -> None:
-        """Take in that another request has caused `crashes`."""
+        """Note that another request has caused `crashes`."""
         self._held = self.must_be_alone and self.tokens <= _TRIAL_TOKENS
         self.cases = [crash for crash in self.cases if crash not in crashes]
 

@@ -1,4 +1,4 @@
-"""Whether a text can be one prompt at all, told from its first pieces before it is tokenized whole.
+"""Whether a text is too long for a prompt, estimated from its first pieces before it is tokenized.
 
 It knows a tokenizer and a context's length, and no request.
 """
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 _PIECE_CHARS = 2**14
 #: Tokens by which the pieces on both sides of a cut may together exceed the whole.
-_SLACK_A_PIECE = 16
+_SLACK_PER_PIECE = 16
 #: Texts up to so many characters a token of the context are as quickly tokenized as counted.
-_USUAL_CHARS_A_TOKEN = 4
+_USUAL_CHARS_PER_TOKEN = 4
 
 
 def refuse_too_long(tokenizer: Any, text: str, context_length: int) -> None:
-    """Raise `ContextLengthExceeded` if `text` has more tokens than `context_length`, surely.
+    """Raise `ContextLengthExceeded` if `text` certainly has more tokens than `context_length`.
 
     Costs no more than tokenizing what would fit, however long the text is; a text that is only
     a little too long may pass.
     """
-    if len(text) <= max(_USUAL_CHARS_A_TOKEN * context_length, _PIECE_CHARS):
+    if len(text) <= max(_USUAL_CHARS_PER_TOKEN * context_length, _PIECE_CHARS):
         return
     count = _counter(tokenizer)
     tokens = 0
     for start in range(0, len(text), _PIECE_CHARS):
-        tokens += max(count(text[start : start + _PIECE_CHARS]) - _SLACK_A_PIECE, 0)
+        tokens += max(count(text[start : start + _PIECE_CHARS]) - _SLACK_PER_PIECE, 0)
         if tokens > context_length:
             raise ContextLengthExceeded(
                 f"a text of {len(text)} characters has more than {context_length} tokens in its "

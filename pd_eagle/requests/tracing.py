@@ -1,4 +1,4 @@
-"""Spans of requests, through OpenTelemetry: the one door to it, shut unless somebody wants spans.
+"""Spans of requests, through OpenTelemetry, which is imported only where tracing is on.
 
 A request's span hangs under its caller's, and under it one a phase: queue, prefill, first_delta,
 decode. While tracing is off nothing of OpenTelemetry is imported here and nothing is done for a
@@ -51,7 +51,7 @@ _SAMPLING = {
 
 
 def start(endpoint: str | None, region: str | None = None) -> Tracing | None:
-    """Return what makes spans, None when nobody wants any.
+    """Return what makes spans, None when tracing is off.
 
     They go to the provider that the program using this package has set, if it has, else by HTTP
     to `endpoint`, the whole URL. Starts a thread, so nothing may be forked from here afterwards.
@@ -79,7 +79,7 @@ def start(endpoint: str | None, region: str | None = None) -> Tracing | None:
 
 
 def _provider_of_the_program() -> TracerProvider | None:
-    # Whoever has set one has imported both; importing them here would cost those who have not.
+    # A program that has set one has imported both; importing them here would slow down the others.
     api, sdk = sys.modules.get("opentelemetry.trace"), sys.modules.get("opentelemetry.sdk.trace")
     if api is None or sdk is None:
         return None
@@ -108,7 +108,7 @@ class Tracing:
         self._stop = stop
 
     def watching(self, metrics: Metrics, model: str) -> Callable[[Request], RequestWatch]:
-        """Return what takes the place of `metrics.begin`."""
+        """Return what watches a request: as `metrics.begin` does, and with spans."""
         return lambda request: TracedWatch(metrics, self, model, request)
 
     def over(self, app: App) -> App:
@@ -157,12 +157,12 @@ class _TracedApp:
             attributes=dict(_http_attributes(scope)),
         ) as span:
 
-            async def noting_the_status(message: Message) -> None:
+            async def note_and_send(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     _note_status(span, message["status"])
                 await send(message)
 
-            await self._app(scope, receive, noting_the_status)
+            await self._app(scope, receive, note_and_send)
 
 
 def _trace_headers(scope: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -226,12 +226,11 @@ class TracedWatch(RequestWatch):
         self._open("queue")
 
     def _parent(self, request: Request) -> Context | None:
-        given = (
-            request.options.external_trace_header
-        )  # a Python caller's, as SGLang's Engine has it
+        # A Python caller's, as SGLang's Engine takes it.
+        given = request.options.external_trace_header
         return self._tracing.headers.extract(given) if given else None
 
-    # --- what is heard
+    # --- events
 
     def admitted(self, prompt_tokens: int) -> None:
         super().admitted(prompt_tokens)
