@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.provenance import conclude, tell
 from pd_eagle import demo
-from tests.process.server import Server
+from tests.process.scripted_server import Server
 from tests.scripted import Act, Script
 
 STREAMS = 32

@@ -21,7 +21,7 @@ from pd_eagle import pd_engine
 from pd_eagle.pd_engine import PDEngine
 from pd_eagle.plan import deployment as deployments
 from tests import scripted
-from tests.process.server import tiny_model
+from tests.process.scripted_server import tiny_model
 from tests.scripted import Act, Script, ids_of
 from tests.unit.generate_input import GenerateInput
 

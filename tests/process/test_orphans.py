@@ -31,7 +31,7 @@ PHASES = [
 def test_nothing_outlives_a_killed_front(
     how: str, phase: str, at_least: int, mark: str, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "tests.process.front", how, phase, str(tmp_path)]
+    command = [sys.executable, "-m", "tests.process.front_to_kill", how, phase, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as front:
         assert front.stdout is not None
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.process.server import Server
+from tests.process.scripted_server import Server
 from tests.scripted import Act, Script
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import pytest
 from pd_eagle import serve
 from tests import scripted
 from tests.process import processes
-from tests.process.server import Server
+from tests.process.scripted_server import Server
 from tests.scripted import Act, Script, answer_to
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 from pd_eagle import serve
 from pd_eagle.requests.policy import ServicePolicy
 from tests.otlp import Collector, attributes, names
-from tests.process.server import Server
+from tests.process.scripted_server import Server
 from tests.process.stage import request, text_of
 from tests.scripted import Act, Script, answer_to
 from tests.unit.test_tracing import Spans

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pd_eagle import tune_run
 from pd_eagle.tune import Level
 from tests.process.pd_scripted import scripted_stack
-from tests.process.server import tiny_model
+from tests.process.scripted_server import tiny_model
 
 if TYPE_CHECKING:
     from pathlib import Path

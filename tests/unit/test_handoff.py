@@ -19,7 +19,7 @@ from pd_eagle.errors import (
 )
 from pd_eagle.messages import Options, Request
 from pd_eagle.requests import handoff
-from tests.unit.halves import Half, pair_of
+from tests.unit.scripted_pair import Half, pair_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

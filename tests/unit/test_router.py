@@ -10,7 +10,7 @@ import pytest
 from pd_eagle.errors import NotServing
 from pd_eagle.requests.router import Router
 from pd_eagle.workers.worker import TRANSITIONS
-from tests.unit.halves import Half, pair_of, worker
+from tests.unit.scripted_pair import Half, pair_of, worker
 
 if TYPE_CHECKING:
     from pd_eagle.workers.worker import State

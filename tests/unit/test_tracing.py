@@ -20,7 +20,7 @@ from pd_eagle.requests.exposition import Exposition
 from pd_eagle.requests.metrics import Metrics
 from pd_eagle.requests.tracing import Tracing
 from tests import asgi
-from tests.unit.halves import Half, pair_of
+from tests.unit.scripted_pair import Half, pair_of
 from tests.unit.test_metrics import series, watched
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The two workers of a pair as the handoff sees them, played by the test itself."""
+"""A prefill and a decode worker as the handoff sees them, scripted by the test itself."""
 
 from __future__ import annotations
 

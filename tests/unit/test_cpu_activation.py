@@ -1,4 +1,4 @@
-"""The platform is inert unless asked for, and asking needs neither SGLang nor torch."""
+"""The CPU platform is inert unless activated, and activation imports neither SGLang nor torch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_entry_point_is_declared() -> None:
     assert found.load() is cpu.activate
 
 
-def test_the_door_imports_neither_sglang_nor_torch() -> None:
+def test_its_package_imports_neither_sglang_nor_torch() -> None:
     code = "import sys, pd_eagle.cpu as c; c.environment(); c.activate(); print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=10

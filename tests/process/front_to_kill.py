@@ -1,4 +1,4 @@
-"""A front to be killed: `python -m tests.process.front {forked|spawned} PHASE FOLDER`.
+"""A front to be killed: `python -m tests.process.front_to_kill {forked|spawned} PHASE FOLDER`.
 
 It says "there" on standard output once it has reached the phase, and stays in it. The pids after it
 are of processes that are too young to show their environment.

@@ -1,4 +1,4 @@
-"""What the comparisons make of their runs: ratios, and whether what was wanted is met."""
+"""Summaries of bench_serving and bench_interference: ratios, and whether their targets are met."""
 
 from __future__ import annotations
 

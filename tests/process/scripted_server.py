@@ -1,4 +1,4 @@
-"""The real server in a process of its own, with scripted engines: `python -m tests.process.server`.
+"""The real server in its own process with scripted engines (`-m tests.process.scripted_server`).
 
 Everything but the engines and SGLang's OpenAI classes is what `server.py` runs.
 """
@@ -82,7 +82,7 @@ class Server:
             *self.under,
             sys.executable,
             "-m",
-            "tests.process.server",
+            "tests.process.scripted_server",
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
