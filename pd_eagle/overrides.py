@@ -6,8 +6,8 @@ name whose value is None rebinds every None in the process. An override here rai
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import pkgutil
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ def _parameters(value: Any) -> Iterable[inspect.Parameter]:
 
 def _shape_error(override: Override) -> str:
     try:
-        found = shape_of(_value(override.target))
+        found = shape_of(pkgutil.resolve_name(override.target))
     except (ImportError, AttributeError) as error:
         return f"{override.target}: {error}"
     return (
@@ -72,17 +72,9 @@ def _shape_error(override: Override) -> str:
 
 
 def _owner(target: str) -> tuple[Any, str]:
-    module_name, _, path = target.partition(":")
-    *parents, name = path.split(".")
-    owner: Any = importlib.import_module(module_name)
-    for parent in parents:
-        owner = getattr(owner, parent)
-    return owner, name
-
-
-def _value(target: str) -> Any:
-    owner, name = _owner(target)
-    return getattr(owner, name)
+    module, _, path = target.partition(":")
+    parents, _, name = path.rpartition(".")
+    return pkgutil.resolve_name(f"{module}:{parents}"), name
 
 
 def _put(override: Override) -> None:
@@ -93,7 +85,7 @@ def _put(override: Override) -> None:
     if inspect.isfunction(original):
         for module, alias in _bindings(original):
             setattr(module, alias, replacement)
-    if _value(override.target) is not replacement:
+    if pkgutil.resolve_name(override.target) is not replacement:
         raise StartFailed(f"the override of {override.target} did not take: {override.because}")
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib
 import logging
 import math
 import os
+import pkgutil
 import socket
 import sys
 from concurrent.futures import Future
@@ -252,9 +252,8 @@ class _Server:
         logger.info("%s: serving %s", self._front.status, openai.model)
 
     def _make_openai(self) -> Any:
-        module, _, name = self._front.deployment.stack.openai.partition(":")
         with _start_failure("the OpenAI layer"):
-            make = getattr(importlib.import_module(module), name)
+            make = pkgutil.resolve_name(self._front.deployment.stack.openai)
             return make(self._front.service, self._front.deployment.front_args())
 
     async def _stop(self, starting: asyncio.Task[None]) -> int:

@@ -36,7 +36,6 @@ _LOOPS_FOR_ALL = "PD_EAGLE_TEST_LOOPS"
 _MAY_BLOCK = (
     ("pd_eagle/workers/run_folder.py", {"remove"}),
     ("pd_eagle/workers/worker.py", {"start"}),
-    ("pd_eagle/workers/worker_main.py", {"send_spec"}),
 )
 
 

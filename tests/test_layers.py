@@ -57,6 +57,7 @@ DOORS: dict[str, set[str]] = {
     "msgspec": {
         "messages",
         "workers.channel",
+        "workers.frames",
         "workers.engine",
         "workers.worker_main",
         "workers.zygote",

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import msgspec
 
+from pd_eagle.workers import frames
+from pd_eagle.workers.frames import MAX_FRAME_BYTES
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-_LENGTH = struct.Struct("!I")
-#: Far above any real frame. A single message beyond it is not sent; a received length beyond it is
-#: not one of ours.
-MAX_FRAME_BYTES = 2**26
 _encoder = msgspec.msgpack.Encoder()
 # What msgspec 0.21 raises for a value that MessagePack cannot carry: an integer over 64 bits, a
 # foreign type, a lone surrogate (a ValueError), a structure nested too deep.
@@ -92,13 +90,14 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
         messages, self._outgoing = self._outgoing, []
         if not messages or self._transport is None or self._transport.is_closing():
             return  # nothing to say, or the other side is gone; on_eof has said so
-        for body in self._frames(messages):
-            self._transport.write(_LENGTH.pack(len(body)) + body)
+        for body in self._bodies(messages):
+            frame = frames.pack(body)
+            self._transport.write(frame)
             self.traffic.frames_sent += 1
-            self.traffic.bytes_sent += len(body) + _LENGTH.size
+            self.traffic.bytes_sent += len(frame)
 
-    def _frames(self, messages: list[Any]) -> Iterator[bytes]:
-        """Yield `messages` as one frame, or as several where a message prevents that."""
+    def _bodies(self, messages: list[Any]) -> Iterator[bytes]:
+        """Yield `messages` as one body, or as several where a message prevents that."""
         try:
             body = _encoder.encode(messages)
         except _UNENCODABLE as error:
@@ -110,8 +109,8 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
             why = f"it takes {len(body)} bytes: wanted at most {MAX_FRAME_BYTES}"
         half = len(messages) // 2
         if half:  # one bad message must not cost the others
-            yield from self._frames(messages[:half])
-            yield from self._frames(messages[half:])
+            yield from self._bodies(messages[:half])
+            yield from self._bodies(messages[half:])
         elif (instead := self._on_unsendable(messages[0], why)) is not None:
             yield _encoder.encode([instead])
 
@@ -139,23 +138,10 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
     def data_received(self, data: bytes) -> None:
         self._received += data
         self.traffic.bytes_received += len(data)
-        for message in self._messages():
+        bodies = frames.split(self._received)
+        self.traffic.frames_received += len(bodies)
+        for message in [m for body in bodies for m in self._decoder.decode(body)]:
             self._on_message(message)
-
-    def _messages(self) -> list[Incoming]:
-        received, start, messages = self._received, 0, []
-        while len(received) - start >= _LENGTH.size:
-            size = _LENGTH.unpack_from(received, start)[0]
-            if size > MAX_FRAME_BYTES:
-                raise ValueError(f"a frame of {size} bytes: not one of ours")
-            end = start + _LENGTH.size + size
-            if len(received) < end:
-                break
-            self.traffic.frames_received += 1
-            messages += self._decoder.decode(received[start + _LENGTH.size : end])
-            start = end
-        del received[:start]
-        return messages
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_eof()

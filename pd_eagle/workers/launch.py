@@ -21,6 +21,7 @@ from pd_eagle.errors import StartFailed
 from pd_eagle.workers import signals
 from pd_eagle.workers.fork_safety import private_pipe, private_socketpair
 from pd_eagle.workers.lifeline import bind_group
+from pd_eagle.workers.process_exit import reap_group, wait_ended
 
 if TYPE_CHECKING:
     import socket
@@ -31,8 +32,6 @@ _LAST_LINES = 200
 _LAST_READS = 16
 # A progress bar redraws its line without ever ending it.
 _LONGEST_LINE_BYTES = 64 * 1024
-# A killed process may still be on its way out: 5 s.
-_REAP_TRIES, _REAP_INTERVAL_S = 50, 0.1
 # Whoever cancels a launch wants to go on; a process that comes later is ended all the same.
 _CANCELLED_LAUNCH_S = 2.0
 
@@ -259,67 +258,8 @@ class SpawnLauncher:
 
 
 async def _reap(child: subprocess.Popen[bytes], process: WorkerProcess) -> None:
-    pidfd = os.pidfd_open(child.pid)
-    try:
-        await readable(pidfd)
-    finally:
-        os.close(pidfd)
-    _, status = os.waitpid(child.pid, 0)  # noqa: ASYNC222 - it has ended: the pidfd said so
+    await wait_ended(child.pid)
+    _, status = os.waitpid(child.pid, 0)  # noqa: ASYNC222 - it has ended
     child.returncode = os.waitstatus_to_exitcode(status)
     process.record_exit(status)
     await reap_group(child.pid)
-
-
-def reap(pid: int) -> int | None:
-    """Return the wait status of a process that has ended; None if it is not our child."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[1]
-    except ChildProcessError:
-        return None
-
-
-async def reap_group(group: int) -> None:
-    """Reap what ends of a dead worker's group, as far as it is ours.
-
-    Orphans come to the first process of a container, which the front may be.
-    """
-    for _ in range(_REAP_TRIES):
-        try:
-            pid, _ = os.waitpid(-group, os.WNOHANG)  # noqa: ASYNC222 - it does not wait
-        except ChildProcessError:
-            return
-        if pid == 0:
-            await asyncio.sleep(_REAP_INTERVAL_S)
-
-
-def when_ended(pid: int, call: Callable[[], None]) -> None:
-    """Call once when the process has ended, whoever its parent is; at once if it has."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        call()
-        return
-    loop = asyncio.get_running_loop()
-
-    def ended() -> None:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-        call()
-
-    loop.add_reader(pidfd, ended)
-
-
-async def readable(fd: int) -> None:
-    """Wait until `fd` can be read; a pidfd can when its process has ended."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, _settle, ready)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(fd)
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

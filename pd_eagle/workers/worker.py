@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pd_eagle.errors import InvalidRequest, NotServing, PdEagleError, StartFailed, WorkerDied
@@ -29,10 +29,12 @@ from pd_eagle.messages import (
     Stop,
     Submit,
 )
+from pd_eagle.workers import frames
 from pd_eagle.workers.channel import Channel, Traffic
 from pd_eagle.workers.last_words import crash_by, crash_in, last_exception, wait_status
 from pd_eagle.workers.launch import OutputTail
-from pd_eagle.workers.worker_main import WorkerSpec, send_spec
+from pd_eagle.workers.process_exit import when_ended
+from pd_eagle.workers.worker_main import WorkerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +119,7 @@ class Worker:
         self._output: OutputTail | None = None
         self._started: asyncio.Future[EngineInfo] | None = None
         self._eof = False
-        self._scheduler_pidfds: list[int] = []
+        self._scheduler_watches: list[Callable[[], None]] = []
         self._pongs: dict[int, asyncio.Future[Load | None]] = {}
         self._ping_seq = itertools.count()
         self._asked: int | None = None
@@ -205,7 +207,7 @@ class Worker:
         )
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                send_spec(process.data, spec)  # if it is gone already, EOF says so below
+                frames.send(process.data, spec)  # if it is gone already, EOF says so below
             await self._channel.attach(process.data)
             async with asyncio.timeout(timeout_s):
                 self.info = await self._started
@@ -278,10 +280,9 @@ class Worker:
             return
         process.kill_group()
         process.lifeline.close()
-        for pidfd in self._scheduler_pidfds:
-            asyncio.get_running_loop().remove_reader(pidfd)
-            os.close(pidfd)
-        self._scheduler_pidfds.clear()
+        for stop_waiting in self._scheduler_watches:
+            stop_waiting()
+        self._scheduler_watches.clear()
         if self._channel is not None:
             self._channel.abort()
         process.data.close()
@@ -291,15 +292,11 @@ class Worker:
     def _watch_schedulers(self, pids: list[int]) -> None:
         # A dead scheduler takes its host with it only seconds later (SGLang 0.5.23); its pidfd
         # tells at once.
-        loop = asyncio.get_running_loop()
         for pid in pids:
-            try:
-                pidfd = os.pidfd_open(pid)
-            except ProcessLookupError:
-                self._died(f"its scheduler {pid} died")
+            if self._process is None:  # one of them was gone already
                 return
-            self._scheduler_pidfds.append(pidfd)
-            loop.add_reader(pidfd, self._scheduler_died, pid)
+            stop_waiting = when_ended(pid, partial(self._scheduler_died, pid))
+            self._scheduler_watches.append(stop_waiting)
 
     def _scheduler_died(self, pid: int) -> None:
         self._died(f"its scheduler (pid {pid}) died", pid)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import importlib
 import logging
 import os
+import pkgutil
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import traceback
@@ -35,7 +34,7 @@ from pd_eagle.messages import (
     Submit,
     ToWorker,
 )
-from pd_eagle.workers import engine_metrics, grammar_dead_ends
+from pd_eagle.workers import engine_metrics, frames, grammar_dead_ends
 from pd_eagle.workers.channel import Channel
 from pd_eagle.workers.lifeline import lead_group_bound_to
 
@@ -57,29 +56,6 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     temp_dir: str
     factory: str = "pd_eagle.workers.engine:start"
-
-
-_LENGTH = struct.Struct("!I")
-
-
-def send_spec(sock: socket.socket, spec: WorkerSpec) -> None:
-    body = msgspec.msgpack.encode(spec)
-    sock.sendall(_LENGTH.pack(len(body)) + body)
-
-
-def _receive_spec(sock: socket.socket) -> WorkerSpec:
-    size = _LENGTH.unpack(_receive_exactly(sock, _LENGTH.size))[0]
-    return msgspec.msgpack.decode(_receive_exactly(sock, size), type=WorkerSpec)
-
-
-def _receive_exactly(sock: socket.socket, size: int) -> bytes:
-    received = b""
-    while len(received) < size:
-        chunk = sock.recv(size - len(received))
-        if not chunk:
-            raise EOFError("the front closed the socket before it had said what to start")
-        received += chunk
-    return received
 
 
 def run(data: socket.socket, lifeline: socket.socket, log_fd: int, *, fork: bool) -> None:
@@ -111,33 +87,22 @@ def run(data: socket.socket, lifeline: socket.socket, log_fd: int, *, fork: bool
 
 
 def _start_and_serve(data: socket.socket, *, fork: bool) -> int:
-    spec = _receive_spec(data)
+    spec = frames.receive(data, WorkerSpec)
     os.environ.update(spec.environment | grammar_dead_ends.VARIABLES)
     os.environ["TMPDIR"] = spec.temp_dir
     tempfile.tempdir = None  # forget what was worked out before the fork
     engine_metrics.write_below(Path(spec.temp_dir))
     try:
-        engine = _factory(spec.factory)(spec.engine_args, fork=fork)
+        engine = pkgutil.resolve_name(spec.factory)(spec.engine_args, fork=fork)
     except Exception as error:
         if not isinstance(error, StartFailed):  # then the engine's own process has printed why
             traceback.print_exc()
-        _send_start_failure(data, error)
+        frames.send(data, [StartFailure(f"{type(error).__name__}: {error}")])
         return 3
     server = _Server(engine)
     engine.event_loop().run_until_complete(server.serve(data))
     engine.shutdown()
     return 0
-
-
-def _factory(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def _send_start_failure(data: socket.socket, error: Exception) -> None:
-    message = StartFailure(f"{type(error).__name__}: {error}")
-    body = msgspec.msgpack.encode([message])
-    data.sendall(_LENGTH.pack(len(body)) + body)
 
 
 class _Server:

@@ -11,15 +11,14 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import importlib
 import json
 import logging
 import os
+import pkgutil
 import re
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import traceback
@@ -31,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pd_eagle.errors import StartFailed
-from pd_eagle.workers import gc_freezing, signals
+from pd_eagle.workers import frames, gc_freezing, signals
 from pd_eagle.workers.channel import Channel
 from pd_eagle.workers.fork_check import why_not_fork
 from pd_eagle.workers.fork_safety import private_socketpair
@@ -39,12 +38,10 @@ from pd_eagle.workers.launch import (
     Ends,
     SpawnLauncher,
     WorkerProcess,
-    reap,
-    reap_group,
     uninterrupted,
-    when_ended,
 )
 from pd_eagle.workers.lifeline import bind_group, lead_group_bound_to
+from pd_eagle.workers.process_exit import reap, reap_group, wait_ended, when_ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,8 +80,6 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
 
 FromZygote = Imported | Forked | Refused | Exited
 
-_LENGTH = struct.Struct("!I")
-
 
 def _fork() -> int:
     with warnings.catch_warnings():
@@ -94,12 +89,11 @@ def _fork() -> int:
 
 
 def _prepare(step: str, argument: Any) -> None:
-    module, _, name = step.partition(":")
     # The collector finds no garbage in what is imported: looking for it takes a fifth of the time.
     collecting = gc.isenabled()
     gc.disable()
     try:
-        getattr(importlib.import_module(module), name)(argument)
+        pkgutil.resolve_name(step)(argument)
     finally:
         if collecting:
             gc.enable()
@@ -154,9 +148,8 @@ class _Zygote:
                 os.killpg(pid, signal.SIGKILL)
 
     def _answer(self, message: FromZygote) -> None:
-        body = msgspec.msgpack.encode([message])
         with contextlib.suppress(BrokenPipeError):
-            self._answers.sendall(_LENGTH.pack(len(body)) + body)
+            frames.send(self._answers, [message])
 
     def _reap(self) -> None:
         os.read(self._wakeup, 4096)
@@ -422,14 +415,14 @@ class ZygoteLauncher:
         if self._closing or self._imported.cancelled() or not self._imported.done():
             self._process.lifeline.close()  # it does not listen, or not yet
         self._closing = True
-        ended = asyncio.Event()
-        when_ended(self._process.pid, ended.set)
         try:
-            await asyncio.wait_for(ended.wait(), _CLOSE_TIMEOUT_S)
+            await asyncio.wait_for(wait_ended(self._process.pid), _CLOSE_TIMEOUT_S)
         except TimeoutError:
             logger.warning("the zygote (pid %d) does not end: it is killed", self._process.pid)
             self._process.lifeline.close()
-            await ended.wait()  # nothing survives SIGKILL, a stopped process neither
+            await wait_ended(
+                self._process.pid
+            )  # nothing survives SIGKILL, a stopped process neither
         self._process.lifeline.close()
         self._channel.close()
         self._process.answers.close()

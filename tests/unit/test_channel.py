@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pd_eagle.messages import Abort, Delta, Failed, FromWorker, Ping, Pong, Stop, ToWorker
-from pd_eagle.workers.channel import MAX_FRAME_BYTES, Channel
+from pd_eagle.workers.channel import Channel
+from pd_eagle.workers.frames import MAX_FRAME_BYTES
 
 if TYPE_CHECKING:
     import random
