@@ -146,7 +146,7 @@ def _app() -> Any:
     engine_args = {"model_path": model, "device": "cpu", "context_length": CONTEXT}
     openai = OpenAIApi(cast("Service", AnsweringService()), engine_args)
     app = make_app(cast("FrontProtocol", _Front(openai)))
-    gc_freezing.settle()  # as the server does
+    gc_freezing.freeze()  # as the server does
     return app
 
 

@@ -24,11 +24,12 @@ from pd_eagle.requests.metrics import Metrics
 from pd_eagle.requests.policy import ServicePolicy
 from pd_eagle.requests.service import Service
 from pd_eagle.version import VERSION
+from pd_eagle.workers.fork_launcher import ForkLauncher
 from pd_eagle.workers.launch import SpawnLauncher
 from pd_eagle.workers.ports import BootstrapPorts
 from pd_eagle.workers.restarts import RestartPolicy
 from pd_eagle.workers.worker import Launch
-from pd_eagle.workers.zygote import LastingZygote, ZygoteLauncher, spawn
+from pd_eagle.workers.zygote import ZygoteLauncher, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -166,9 +167,9 @@ class Front(Generic[ApiT]):
         if self._zygote is not None:
             timeout_s = deployment.settings.start_timeout_s
             zygote = ZygoteLauncher(self._zygote, timeout_s)
-            again = partial(spawn_zygote, deployment)
+            respawn = partial(spawn_zygote, deployment)
             # `stop` may come before it is ready.
-            self._launcher = LastingZygote(zygote, again, spawning, timeout_s)
+            self._launcher = ForkLauncher(zygote, respawn, spawning, timeout_s)
             if not (reason := await self._why_not_fork(zygote)):
                 return self._launcher
             spawning.because = reason

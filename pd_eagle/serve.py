@@ -161,12 +161,12 @@ def _prioritize_event_loop() -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
-def _settle_heap() -> None:
+def _freeze_heap() -> None:
     """Keep the collector out of what is loaded, and mostly out of what a stream is made of.
 
     That is not garbage until it ends: a young collection every 700 objects looks at it in vain.
     """
-    gc_freezing.settle()
+    gc_freezing.freeze()
     gc.set_threshold(_GC_THRESHOLD)
 
 
@@ -246,7 +246,7 @@ class _Server:
             engines.cancel()
             await asyncio.wait({engines})  # stops what it has started
             raise
-        _settle_heap()
+        _freeze_heap()
         _prioritize_event_loop()
         self._api.set_result(openai)
         logger.info("%s: serving %s", self._front.status, openai.model)

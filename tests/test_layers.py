@@ -60,7 +60,7 @@ DOORS: dict[str, set[str]] = {
         "workers.frames",
         "workers.engine",
         "workers.worker_main",
-        "workers.zygote",
+        "workers.zygote_main",
         "requests.handoff",
         "requests.resume",
         "requests.gate",

@@ -1,4 +1,4 @@
-"""Makes a heap ready for what comes after the imports; does not know in which process."""
+"""Freezes the heap after the imports, so that the garbage collector does not walk it again."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import ctypes
 import gc
 
 
-def settle() -> None:
-    """Take everything that exists for permanent, and give back what making it took.
+def freeze() -> None:
+    """Treat every object that exists as permanent, and return freed memory to the system.
 
-    The collector will not walk it any more: a full walk holds a loop for a tenth of a second and
-    more, and in a process that shares its pages with forked ones it copies every page that it
-    touches. So this comes before a fork, not after it.
+    A full collection blocks an event loop for 100 ms and more, and in a process that shares its
+    pages with forked ones it copies every page that it touches: freeze before the fork.
     """
     gc.collect()
     gc.freeze()

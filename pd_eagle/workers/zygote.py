@@ -1,47 +1,32 @@
-"""The process that has SGLang imported and nothing started; workers are forked from it.
+"""The front's handle to a zygote: starts it, asks it for workers, says when it is gone.
 
-A fork costs milliseconds where a new Python pays SGLang's imports three times over. It is right
-only while CUDA is untouched in the forking process and no thread runs that may hold a lock: that is
-checked before every fork. The zygote knows nothing of engines, plans or requests.
+The zygote is forked from the front where nothing runs there yet, else spawned as a new Python. It
+does not know what the workers do, nor what to do without a zygote.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import json
 import logging
 import os
-import pkgutil
-import re
-import select
-import signal
 import socket
 import subprocess
 import sys
-import traceback
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from pd_eagle.errors import StartFailed
-from pd_eagle.workers import frames, gc_freezing, signals
+from pd_eagle.workers import signals, zygote_main
 from pd_eagle.workers.channel import Channel
 from pd_eagle.workers.fork_check import why_not_fork
 from pd_eagle.workers.fork_safety import private_socketpair
-from pd_eagle.workers.launch import (
-    Ends,
-    SpawnLauncher,
-    WorkerProcess,
-    uninterrupted,
-)
+from pd_eagle.workers.launch import Ends, WorkerProcess, uninterrupted
 from pd_eagle.workers.lifeline import bind_group, lead_group_bound_to
 from pd_eagle.workers.process_exit import reap, reap_group, wait_ended, when_ended
+from pd_eagle.workers.zygote_main import Exited, Forked, FromZygote, Imported, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,162 +37,13 @@ logger = logging.getLogger(__name__)
 _FORK_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
 
-#: The step that makes a zygote for SGLang engines; its argument is their engine arguments.
+#: The step that prepares a zygote for SGLang engines; its argument is their engine arguments.
 PRELOAD = "pd_eagle.workers.engine:preload"
-
-
-class Imported(msgspec.Struct, frozen=True, tag="imported"):
-    """The imports are done; `unsafe` says why nothing may be forked, None if it may."""
-
-    unsafe: str | None
-
-
-class Forked(msgspec.Struct, frozen=True, tag="forked"):
-    pid: int
-
-
-class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """No fork: it is not `safe` to fork, or the machine has no room for a process."""
-
-    reason: str
-    safe: bool = False
-
-
-class Exited(msgspec.Struct, frozen=True, tag="exited"):
-    pid: int
-    status: int
-
-
-FromZygote = Imported | Forked | Refused | Exited
-
-
-def _fork() -> int:
-    with warnings.catch_warnings():
-        # Python 3.12 warns of every thread, those that were found harmless too.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
-
-
-def _prepare(step: str, argument: Any) -> None:
-    # The collector finds no garbage in what is imported: looking for it takes a fifth of the time.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        pkgutil.resolve_name(step)(argument)
-    finally:
-        if collecting:
-            gc.enable()
-    gc_freezing.settle()
-
-
-# --- the zygote's own side
-
-
-def run(requests: socket.socket, answers: socket.socket, lifeline: socket.socket) -> None:
-    """Be the zygote until `requests` hangs up; never returns."""
-    signals.block()
-    _adopt_orphans()
-    _Zygote(requests, answers, lifeline).serve()
-    os._exit(0)
-
-
-_PR_SET_CHILD_SUBREAPER = 36  # Linux, sys/prctl.h
-
-
-def _adopt_orphans() -> None:
-    # What a killed worker leaves behind would go to the container's first process, which need not
-    # reap it.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-class _Zygote:
-    def __init__(
-        self, requests: socket.socket, answers: socket.socket, lifeline: socket.socket
-    ) -> None:
-        self._requests = requests
-        self._answers = answers
-        self._lifeline = lifeline
-        self._workers: set[int] = set()
-        self._wakeup, self._wakeup_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def serve(self) -> None:
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
-        self._answer(Imported(why_not_fork()))
-        poll = select.poll()
-        poll.register(self._requests, select.POLLIN)
-        poll.register(self._wakeup, select.POLLIN)
-        while True:
-            ready = {fd for fd, _ in poll.poll()}
-            if self._wakeup in ready:
-                self._reap()
-            if self._requests.fileno() in ready and not self._serve_request():
-                break
-        for pid in self._workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-
-    def _answer(self, message: FromZygote) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            frames.send(self._answers, [message])
-
-    def _reap(self) -> None:
-        os.read(self._wakeup, 4096)
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return
-                if pid in self._workers:
-                    self._workers.discard(pid)
-                    self._answer(Exited(pid, status))
-
-    def _serve_request(self) -> bool:
-        message, fds, _, _ = socket.recv_fds(self._requests, 1, 3)
-        if not message:
-            return False
-        reason = why_not_fork()
-        try:
-            answer = Refused(reason) if reason else Forked(self._fork(*fds))
-        except OSError as error:  # out of processes or of memory
-            answer = Refused(str(error), safe=True)
-        self._answer(answer)
-        for fd in fds:
-            os.close(fd)
-        return True
-
-    def _fork(self, data_fd: int, lifeline_fd: int, log_fd: int) -> int:
-        pid = _fork()
-        if pid:
-            self._workers.add(pid)
-            return pid
-        try:
-            self._become_worker(data_fd, lifeline_fd, log_fd)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)  # whatever failed, it must not go on as a second zygote
-
-    def _become_worker(self, data_fd: int, lifeline_fd: int, log_fd: int) -> None:
-        from pd_eagle.workers import worker_main
-
-        signal.set_wakeup_fd(-1)
-        for number in (*signals.STOP, signal.SIGCHLD):  # the stop signals stay blocked
-            signal.signal(number, signal.SIG_DFL)
-        for fd in (self._wakeup, self._wakeup_writer):
-            os.close(fd)
-        for end in (self._requests, self._answers, self._lifeline):
-            end.close()
-        data, lifeline = socket.socket(fileno=data_fd), socket.socket(fileno=lifeline_fd)
-        worker_main.run(data, lifeline, log_fd, fork=True)
-
-
-# --- the front's side
 
 
 @dataclass(slots=True)
 class ZygoteProcess:
-    """A zygote that was started, before anybody waits for it: pid and the front's sockets."""
+    """A zygote that was started and may still import: its pid and the front's sockets."""
 
     pid: int
     requests: socket.socket
@@ -215,7 +51,7 @@ class ZygoteProcess:
     lifeline: socket.socket
 
     def discard(self) -> None:
-        """End a zygote that nobody has begun to use."""
+        """End a zygote that was never used."""
         self.lifeline.close()  # the kernel kills it
         for end in (self.requests, self.answers):
             end.close()
@@ -224,22 +60,22 @@ class ZygoteProcess:
 
 
 def fork_from_here(argument: Any, step: str = PRELOAD) -> ZygoteProcess:
-    """Call `step`, "module:function", with `argument` here, then fork the zygote.
+    """Call `step`, "module:function", with `argument` in this process, then fork the zygote.
 
-    What the step loads is then paid once in all.
+    What the step imports is then imported once for the front and all workers.
     Only for a process in which nothing runs yet. Raises `ForkRefused` where a fork is not safe.
     """
-    _prepare(step, argument)
+    zygote_main.prepare(step, argument)
     if reason := why_not_fork():
         raise ForkRefused(f"the zygote cannot be forked from this process: {reason}")
     ours, its = _socketpairs(socket.socketpair)
     with signals.blocked_in_children():
-        pid = _fork()
+        pid = zygote_main.fork()
         if pid == 0:
             for end in ours:
                 end.close()
             lead_group_bound_to(its[2])
-            run(*its)
+            zygote_main.run(*its)
     for end in its:
         end.close()
     return ZygoteProcess(pid, *ours)
@@ -248,7 +84,7 @@ def fork_from_here(argument: Any, step: str = PRELOAD) -> ZygoteProcess:
 def spawn(environment: Mapping[str, str], argument: Any, step: str = PRELOAD) -> ZygoteProcess:
     """Start a zygote as a new Python with `environment`; for a process that has threads.
 
-    It does `step` with `argument`, which must be JSON, before it says that it is ready.
+    It calls `step` with `argument`, which must be JSON, before it says that it is ready.
     """
     ours, its = _socketpairs(private_socketpair)
     fds = [end.fileno() for end in its]
@@ -257,7 +93,7 @@ def spawn(environment: Mapping[str, str], argument: Any, step: str = PRELOAD) ->
             [
                 sys.executable,
                 "-m",
-                "pd_eagle.workers.zygote",
+                "pd_eagle.workers.zygote_main",
                 *map(str, fds),
                 step,
                 json.dumps(argument),
@@ -286,7 +122,7 @@ def _socketpairs(
 
 
 class ForkRefused(Exception):
-    """Nothing may be forked from a process; what was to be forked can be spawned."""
+    """A process must not be forked; workers can be spawned instead."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -294,9 +130,10 @@ class ForkRefused(Exception):
 
 
 class ZygoteLauncher:
-    """Asks a zygote for workers. Raises `StartFailed` when it is gone or does not answer in time:
-    then it is killed; and `ForkRefused` when it may not fork. `imports_timeout_s` is how long it
-    may import.
+    """Asks one zygote for workers. `imports_timeout_s` limits its imports.
+
+    Raises `StartFailed` when the zygote is gone or does not answer in time, and is killed then;
+    `ForkRefused` when it may not fork.
     """
 
     def __init__(self, process: ZygoteProcess, imports_timeout_s: float | None = None) -> None:
@@ -364,11 +201,11 @@ class ZygoteLauncher:
     def _on_message(self, message: FromZygote) -> None:
         match message:
             case Imported(unsafe):
-                if not self._imported.done():  # else whoever waited was cancelled
+                if not self._imported.done():  # else the waiting task was cancelled
                     self._imported.set_result(unsafe)
             case Forked(pid):
                 assert self._forked is not None
-                if not self._forked.done():  # else it came too late, and the zygote is killed
+                if not self._forked.done():  # else it came after the timeout
                     self._forked.set_result(pid)
             case Refused(reason, safe):
                 assert self._forked is not None
@@ -387,7 +224,7 @@ class ZygoteLauncher:
         for waiting in (self._imported, self._forked):
             if waiting is not None and not waiting.done():
                 waiting.set_exception(gone)
-        for process in self._workers.values():  # they live on; nobody else says when they end
+        for process in self._workers.values():  # they live on, and nobody reports their exits
             when_ended(process.pid, partial(self._record_exit, process))
 
     def _record_exit(self, process: WorkerProcess) -> None:
@@ -407,22 +244,20 @@ class ZygoteLauncher:
         return self._gone.is_set()
 
     async def close(self) -> None:
-        """End the zygote, and whatever was forked from it and still runs.
+        """End the zygote, and all workers forked from it that still run.
 
         It is asked first, and killed after a few seconds; at once by a second call.
         """
         self._process.requests.close()
         if self._closing or self._imported.cancelled() or not self._imported.done():
-            self._process.lifeline.close()  # it does not listen, or not yet
+            self._process.lifeline.close()  # it does not read requests, or not yet
         self._closing = True
         try:
             await asyncio.wait_for(wait_ended(self._process.pid), _CLOSE_TIMEOUT_S)
         except TimeoutError:
             logger.warning("the zygote (pid %d) does not end: it is killed", self._process.pid)
             self._process.lifeline.close()
-            await wait_ended(
-                self._process.pid
-            )  # nothing survives SIGKILL, a stopped process neither
+            await wait_ended(self._process.pid)  # SIGKILL also ends a stopped process
         self._process.lifeline.close()
         self._channel.close()
         self._process.answers.close()
@@ -432,86 +267,3 @@ class ZygoteLauncher:
         await asyncio.gather(*self._reaping)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._process.pid, 0)  # noqa: ASYNC222 - it has ended
-
-
-class LastingZygote:
-    """Asks a zygote for workers, makes a new one when it has died, and spawns where it refuses.
-
-    Workers of the dead one live on. Raises `StartFailed` as `ZygoteLauncher` does.
-    """
-
-    def __init__(
-        self,
-        first: ZygoteLauncher,
-        again: Callable[[], ZygoteProcess],
-        spawning: SpawnLauncher,
-        imports_timeout_s: float | None = None,
-    ) -> None:
-        self._zygotes = [first]
-        self._imports_timeout_s = imports_timeout_s
-        self._again = again
-        self._spawning = spawning
-        self._distrusted = False
-        self._renewing = asyncio.Lock()
-
-    async def launch(self) -> WorkerProcess:
-        if self._distrusted:
-            return await self._spawning.launch()
-        try:
-            async with self._renewing:
-                if self._zygotes[-1].gone:
-                    await self._renew()
-            return await self._zygotes[-1].launch()
-        except ForkRefused as refusal:
-            logger.warning("a worker is spawned, not forked: %s", refusal.message)
-            self._spawning.because = refusal.message
-            return await self._spawning.launch()
-
-    def stop_forking(self, failure: str) -> bool:
-        if self._distrusted or not _FORK_FAULT.search(failure):
-            return False
-        self._distrusted = True
-        self._spawning.because = f"a forked engine failed: {failure.splitlines()[0]}"
-        logger.warning("workers are spawned from now on: %s", self._spawning.because)
-        return True
-
-    async def _renew(self) -> None:
-        logger.warning("the zygote died: a new one is made")
-        making = asyncio.create_task(asyncio.to_thread(self._again))
-        try:
-            zygote = ZygoteLauncher(await asyncio.shield(making), self._imports_timeout_s)
-        except asyncio.CancelledError:
-            (await making).discard()
-            raise
-        self._zygotes.append(zygote)  # `close` may come before it is ready
-        reason = await zygote.ready()
-        if reason:
-            raise ForkRefused(f"the new zygote may not fork: {reason}")
-
-    async def close(self) -> None:
-        for zygote in self._zygotes:
-            await zygote.close()
-        await self._spawning.close()
-
-
-# What CUDA and torch say in a child whose parent had initialised CUDA.
-_FORK_FAULT = re.compile(
-    r"in forked subprocess|CUDA driver initialization failed|CUDA error: initialization error"
-    r"|cudaErrorInitializationError|CUDA_ERROR_NOT_INITIALIZED"
-)
-
-
-def main(argv: list[str]) -> None:
-    """Run a spawned zygote: `python -m … REQUESTS ANSWERS LIFELINE STEP ARGUMENT`.
-
-    The first three are descriptors.
-    """
-    requests, answers, lifeline = (socket.socket(fileno=int(fd)) for fd in argv[:3])
-    lead_group_bound_to(lifeline)
-    step, argument = argv[3:]
-    _prepare(step, json.loads(argument))
-    run(requests, answers, lifeline)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -10,8 +10,9 @@ import pytest
 
 from pd_eagle.requests.health import WorkerHealth
 from pd_eagle.workers import zygote
+from pd_eagle.workers.fork_launcher import ForkLauncher
 from pd_eagle.workers.launch import SpawnLauncher
-from pd_eagle.workers.zygote import LastingZygote, ZygoteLauncher
+from pd_eagle.workers.zygote import ZygoteLauncher
 from tests import scripted
 from tests.process.stage import ONE_TRY, Stage, request
 from tests.scripted import Script, answer_to
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 FORK_FAULT = "RuntimeError: Cannot re-initialize CUDA in forked subprocess. To use CUDA with …"
 
 
-async def lasting(step: str) -> LastingZygote:
+async def lasting(step: str) -> ForkLauncher:
     process = await asyncio.to_thread(zygote.spawn, os.environ, None, step)
     launcher = ZygoteLauncher(process)
     await launcher.ready()
     again = lambda: zygote.spawn(os.environ, None, step)  # noqa: E731
-    return LastingZygote(launcher, again, SpawnLauncher(os.environ))
+    return ForkLauncher(launcher, again, SpawnLauncher(os.environ))
 
 
 @pytest.fixture

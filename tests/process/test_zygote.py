@@ -19,16 +19,10 @@ import pytest
 
 from pd_eagle.errors import StartFailed
 from pd_eagle.workers import zygote
+from pd_eagle.workers.fork_launcher import ForkLauncher
 from pd_eagle.workers.launch import SpawnLauncher
-from pd_eagle.workers.zygote import (
-    Exited,
-    Forked,
-    ForkRefused,
-    Imported,
-    LastingZygote,
-    ZygoteLauncher,
-    ZygoteProcess,
-)
+from pd_eagle.workers.zygote import ForkRefused, ZygoteLauncher, ZygoteProcess
+from pd_eagle.workers.zygote_main import Exited, Forked, FromZygote, Imported
 from tests import scripted
 from tests.process import processes
 from tests.process.stage import Stage, request
@@ -208,7 +202,7 @@ async def test_an_exit_may_be_told_before_its_fork() -> None:
     lifeline, its_lifeline = socket.socketpair()
     pid = 2**22 + 1  # above what Linux gives out: nobody's
     launcher = ZygoteLauncher(ZygoteProcess(pid, requests, answers, lifeline))
-    said: list[zygote.FromZygote] = [Imported(None), Exited(pid, 7 << 8), Forked(pid)]
+    said: list[FromZygote] = [Imported(None), Exited(pid, 7 << 8), Forked(pid)]
     for message in said:
         body = msgspec.msgpack.encode([message])
         its_answers.sendall(struct.pack("!I", len(body)) + body)
@@ -262,7 +256,7 @@ async def test_one_that_hangs_is_replaced(impatient: None) -> None:
     first = ZygoteLauncher(await spawn())
     await first.ready()
     again = partial(zygote.spawn, os.environ, None, scripted.PRELOAD)
-    launcher = LastingZygote(first, again, SpawnLauncher(os.environ))
+    launcher = ForkLauncher(first, again, SpawnLauncher(os.environ))
     os.kill(first._process.pid, signal.SIGSTOP)
     with pytest.raises(StartFailed, match="the zygote hangs"):
         await launcher.launch()

@@ -1,4 +1,4 @@
-"""A settled heap is out of the collector's way."""
+"""A frozen heap is not walked by the garbage collector."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_what_exists_is_permanent_and_garbage_is_not() -> None:
     kept = [Cycle() for _ in range(1000)]
     garbage = weakref.ref(Cycle())
     try:
-        gc_freezing.settle()
+        gc_freezing.freeze()
         assert garbage() is None
         assert gc.get_freeze_count() >= before + len(kept)
         assert not any(isinstance(one, Cycle) for one in gc.get_objects()), "still walked"
