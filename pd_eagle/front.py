@@ -25,10 +25,9 @@ from pd_eagle.requests.policy import ServicePolicy
 from pd_eagle.requests.service import Service
 from pd_eagle.version import VERSION
 from pd_eagle.workers.fork_launcher import ForkLauncher
-from pd_eagle.workers.launch import SpawnLauncher
+from pd_eagle.workers.launch import Launch, SpawnLauncher
 from pd_eagle.workers.ports import BootstrapPorts
 from pd_eagle.workers.restarts import RestartPolicy
-from pd_eagle.workers.worker import Launch
 from pd_eagle.workers.zygote import ZygoteLauncher, spawn
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ class Front(Generic[ApiT]):
         def launch(name: str, temp_dir: Path) -> Launch:
             port = ports.take(name) if by_name[name].role == "prefill" else None
             args = self.deployment.engine_args(by_name[name], port)
-            return Launch(launcher, args, temp_dir, {}, port, self.deployment.stack.engine)
+            return Launch(launcher, args, temp_dir, port, self.deployment.stack.engine)
 
         await self.service.start(launch)
         self._reporting = [

@@ -14,7 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.exposition import ALLOWUTF8, UNDERSCORES
 
 from pd_eagle.workers import engine_metrics
-from pd_eagle.workers.worker import TRANSITIONS
+from pd_eagle.workers.worker_state import TRANSITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from pd_eagle.plan.placement import Plan
     from pd_eagle.requests.policy import ServicePolicy
     from pd_eagle.requests.router import Pair
-    from pd_eagle.workers.worker import Death, Launch, Worker
+    from pd_eagle.workers.death import Death
+    from pd_eagle.workers.launch import Launch
+    from pd_eagle.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
-"""How a worker's process comes to be: forked from the zygote, or spawned.
+"""How a worker's process is started: what every launcher gives the front, and the one that spawns.
 
-Both give the front the same thing: a pid that leads its own process group, a data socket, a
-lifeline and the process's output. It does not know what the process does.
+Forked or spawned, the front has a pid that leads its own process group, a data socket, a lifeline
+and the process's output. It does not know what the process does.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,77 +23,11 @@ from pd_eagle.workers.process_exit import reap_group, wait_ended
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Coroutine, Mapping
+    from pathlib import Path
 
-_LAST_LINES = 200
-# More than a pipe holds; one that is still written to must not keep us.
-_LAST_READS = 16
-# A progress bar redraws its line without ever ending it.
-_LONGEST_LINE_BYTES = 64 * 1024
-# Whoever cancels a launch wants to go on; a process that comes later is ended all the same.
+# A cancelled launch waits no longer than this; a process that comes later is ended all the same.
 _CANCELLED_LAUNCH_S = 2.0
-
-
-class OutputTail:
-    """Reads a process's output as it comes; keeps the last lines and hands each on."""
-
-    def __init__(self, fd: int, on_line: Callable[[str], None]) -> None:
-        self.lines: deque[str] = deque(maxlen=_LAST_LINES)
-        self._times: deque[float] = deque(maxlen=_LAST_LINES)
-        self._fd = fd
-        self._partial = b""
-        self._on_line = on_line
-        self._closed = asyncio.Event()
-        os.set_blocking(fd, False)
-        asyncio.get_running_loop().add_reader(fd, self._read)
-
-    def _read(self) -> None:
-        if self._take_in() == b"":
-            self.close()
-
-    def _take_in(self) -> bytes | None:
-        """Return what came: nothing at the end of the output, None if there is nothing yet."""
-        try:
-            data = os.read(self._fd, 65536)
-        except BlockingIOError:
-            return None
-        *lines, self._partial = (self._partial + data).split(b"\n")
-        for raw in lines:
-            self._add(raw)
-        if len(self._partial) > _LONGEST_LINE_BYTES:
-            self._add(self._partial.rpartition(b"\r")[2][-_LONGEST_LINE_BYTES:])
-            self._partial = b""
-        return data
-
-    def _add(self, raw: bytes) -> None:
-        line = raw.decode(errors="replace").rstrip()
-        self.lines.append(line)
-        self._times.append(time.monotonic())
-        self._on_line(line)
-
-    def lines_of_last(self, seconds: float) -> list[str]:
-        """Return what came within the last `seconds`."""
-        since = time.monotonic() - seconds
-        times = zip(self.lines, self._times, strict=True)
-        return [line for line, came_at in times if came_at >= since]
-
-    async def wait_closed(self, timeout_s: float) -> None:
-        """Wait until every process that could still write is gone, or the time is up."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._closed.wait(), timeout_s)
-
-    def close(self) -> None:
-        """Take in what is there, the last words of one that has died, and stop reading."""
-        if self._closed.is_set():
-            return
-        self._closed.set()
-        asyncio.get_running_loop().remove_reader(self._fd)
-        for _ in range(_LAST_READS):
-            if not self._take_in():
-                break
-        if self._partial:
-            self._add(self._partial)
-        os.close(self._fd)
 
 
 @dataclass(slots=True)
@@ -120,7 +52,7 @@ class WorkerProcess:
             os.killpg(self.pid, signal.SIGKILL)
 
     def discard(self) -> None:
-        """End a process that nobody has begun to use."""
+        """End a process that was never used."""
         self.kill_group()
         self.lifeline.close()
         self.data.close()
@@ -146,11 +78,24 @@ class Launcher(Protocol):
     def stop_forking(self, failure: str) -> bool:
         """Spawn from now on if `failure`, of a start, is one that only forked engines have.
 
-        True if another start may do better for it.
+        True if another start may succeed for that reason.
         """
 
     async def close(self) -> None:
-        """End whatever the launcher itself keeps running."""
+        """End the processes that the launcher itself keeps running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start a worker: with which launcher, engine arguments, folder for temporary files and
+    bootstrap port (prefill only).
+    """
+
+    launcher: Launcher
+    engine_args: dict[str, Any]
+    temp_dir: Path
+    bootstrap_port: int | None = None
+    factory: str = "pd_eagle.workers.engine:start"
 
 
 @dataclass(slots=True)
@@ -191,7 +136,7 @@ class Ends:
 
 
 async def uninterrupted(launching: Coroutine[Any, Any, WorkerProcess]) -> WorkerProcess:
-    """Return what `launching` makes; a caller who is cancelled meanwhile leaves no process."""
+    """Return the process that `launching` starts; if the caller is cancelled, none is left."""
     task = asyncio.create_task(launching)
     try:
         return await asyncio.shield(task)
@@ -207,7 +152,7 @@ def _discard(task: asyncio.Task[WorkerProcess]) -> None:
 
 
 class SpawnLauncher:
-    """Starts each worker as a new Python; pays SGLang's imports every time, needs nothing.
+    """Starts each worker as a new Python process, which imports SGLang every time.
 
     `because` says why workers are not forked.
     """

@@ -14,7 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pd_eagle.errors import PdEagleError, StartFailed
-from pd_eagle.workers.last_words import processor_s
+from pd_eagle.workers.process_stat import cpu_time_s
 from pd_eagle.workers.restarts import RestartHistory, RestartPolicy
 from pd_eagle.workers.run_folder import RunFolder
 from pd_eagle.workers.signs import SignsOfLife
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pd_eagle.plan.placement import Plan
-    from pd_eagle.workers.worker import Death, Launch
+    from pd_eagle.workers.death import Death
+    from pd_eagle.workers.launch import Launch
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ _OWN_DOING_SHARE = 0.5
 
 def _busy_s(worker: Worker) -> float:
     pids = worker.info.scheduler_pids if worker.info else []
-    return max(map(processor_s, pids), default=0.0)
+    return max(map(cpu_time_s, pids), default=0.0)
 
 
 class Supervisor:

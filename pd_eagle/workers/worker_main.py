@@ -45,15 +45,13 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
-    """What a worker's process is told first, before any message.
+    """The first frame that a worker's process receives: which engine to start.
 
-    `factory` is "module:function", called as `function(engine_args, fork=…) -> Engine`.
-    `environment` is added to the process's own; `temp_dir` is the worker's alone.
+    `factory` is "module:function", called as `function(engine_args, fork=…) -> Engine`;
+    `temp_dir` is this worker's alone.
     """
 
-    name: str
     engine_args: dict[str, Any]
-    environment: dict[str, str]
     temp_dir: str
     factory: str = "pd_eagle.workers.engine:start"
 
@@ -88,7 +86,7 @@ def run(data: socket.socket, lifeline: socket.socket, log_fd: int, *, fork: bool
 
 def _start_and_serve(data: socket.socket, *, fork: bool) -> int:
     spec = frames.receive(data, WorkerSpec)
-    os.environ.update(spec.environment | grammar_dead_ends.VARIABLES)
+    os.environ.update(grammar_dead_ends.VARIABLES)
     os.environ["TMPDIR"] = spec.temp_dir
     tempfile.tempdir = None  # forget what was worked out before the fork
     engine_metrics.write_below(Path(spec.temp_dir))

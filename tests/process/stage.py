@@ -15,8 +15,9 @@ from pd_eagle.plan.placement import Plan, WorkerPlan
 from pd_eagle.requests import handoff
 from pd_eagle.requests.policy import ServicePolicy
 from pd_eagle.requests.service import Service
+from pd_eagle.workers.launch import Launch
 from pd_eagle.workers.restarts import RestartPolicy
-from pd_eagle.workers.worker import Launch, Worker
+from pd_eagle.workers.worker import Worker
 from tests import scripted
 from tests.scripted import Script
 
@@ -131,7 +132,7 @@ class Stage:
         args = script.as_args()
         if plan.role != "unified":
             args |= {"disaggregation_mode": plan.role, "disaggregation_bootstrap_port": port}
-        return Launch(self.launcher, args, temp_dir, {}, port, scripted.FACTORY)
+        return Launch(self.launcher, args, temp_dir, port, scripted.FACTORY)
 
     def new_worker(self, name: str = "unified-0", role: Role = "unified") -> Worker:
         worker = Worker(

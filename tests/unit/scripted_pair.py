@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pd_eagle.messages import Event, Role, Submit
-    from pd_eagle.workers.worker import State, Worker
+    from pd_eagle.workers.worker import Worker
+    from pd_eagle.workers.worker_state import State
 
 
 class Half:

@@ -9,11 +9,11 @@ import pytest
 
 from pd_eagle.errors import NotServing
 from pd_eagle.requests.router import Router
-from pd_eagle.workers.worker import TRANSITIONS
+from pd_eagle.workers.worker_state import TRANSITIONS
 from tests.unit.scripted_pair import Half, pair_of, worker
 
 if TYPE_CHECKING:
-    from pd_eagle.workers.worker import State
+    from pd_eagle.workers.worker_state import State
 
 
 def halves(prefill: int, decode: int) -> list[Half]:

@@ -22,7 +22,7 @@ from tests.process.stage import plan_of
 if TYPE_CHECKING:
     from pd_eagle.messages import Role
     from pd_eagle.requests.fleet import Status
-    from pd_eagle.workers.worker import State
+    from pd_eagle.workers.worker_state import State
 
 INFO = EngineInfo(
     pid=1,

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from pd_eagle.plan.placement import Plan, WorkerPlan
+from pd_eagle.workers.death import Death
 from pd_eagle.workers.restarts import RestartPolicy
 from pd_eagle.workers.supervisor import Supervisor
-from pd_eagle.workers.worker import Death
 
 if TYPE_CHECKING:
-    from pd_eagle.workers.worker import Launch, Worker
+    from pd_eagle.workers.launch import Launch
+    from pd_eagle.workers.worker import Worker
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
-"""The worker's states, what is made of an engine's last words, and its output line by line."""
+"""The worker's states, and that its death is told to its end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
@@ -15,9 +13,11 @@ import pytest
 from pd_eagle.errors import WorkerDied
 from pd_eagle.messages import EngineInfo, Failed, Ready, Request, Submit
 from pd_eagle.plan.placement import WorkerPlan
-from pd_eagle.workers.last_words import crash_by, crash_in, last_exception, wait_status
-from pd_eagle.workers.launch import OutputTail, WorkerProcess
-from pd_eagle.workers.worker import TRANSITIONS, Death, Launch, State, Worker
+from pd_eagle.workers.death import Death
+from pd_eagle.workers.launch import Launch, WorkerProcess
+from pd_eagle.workers.output_tail import OutputTail
+from pd_eagle.workers.worker import Worker
+from pd_eagle.workers.worker_state import TRANSITIONS, State
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,181 +134,11 @@ async def test_one_that_ends_in_the_turn_in_which_it_was_ready_is_dead(
     monkeypatch.setattr("pd_eagle.workers.worker.Channel", OneTurn)
     told: list[str] = []
     one, launcher = Worker(PLAN, lambda worker, death: told.append(death.how)), Started()
-    await one.start(Launch(launcher, {}, tmp_path / "temp", {}))
+    await one.start(Launch(launcher, {}, tmp_path / "temp"))
     state = one.state
     await one.stop()
     await launcher.close()
     assert (state, told) == ("failed", ["its process ended"])
-
-
-# --- last words
-
-TAILS = {
-    "the last exception": (
-        ["Traceback (most recent call last):", "ValueError: first", "  x", "RuntimeError: second"],
-        "RuntimeError: second",
-    ),
-    "of a package": (
-        ["torch.cuda.OutOfMemoryError: CUDA out of memory.", "exiting"],
-        "torch.cuda.OutOfMemoryError: CUDA out of memory.",
-    ),
-    "in a line of SGLang's log": (
-        ["[2025-01-01 00:00:00 TP0] ValueError: no such file", "[rank0] bye"],
-        "[2025-01-01 00:00:00 TP0] ValueError: no such file",
-    ),
-    "without a message": (["AssertionError"], "AssertionError"),
-    "prose that speaks of errors": (["an Error: no", "the ValueError was seen"], None),
-    "nothing at all": ([], None),
-}
-
-
-@pytest.mark.parametrize(("lines", "found"), TAILS.values(), ids=TAILS.keys())
-def test_the_headline_is_the_last_exception(lines: list[str], found: str | None) -> None:
-    assert last_exception(lines) == found
-
-
-CRASHES = {
-    "an exception": (
-        ["Scheduler hit an exception: Traceback (most recent call last):", "IndexError: 129"],
-        "IndexError: 129",
-    ),
-    "a fatal signal": (
-        ["Fatal Python error: Segmentation fault", "", "Current thread …"],
-        "Fatal Python error: Segmentation fault",
-    ),
-    "as UCX tells of it": (
-        ["[host:1:0:1] Caught signal 11 (Segmentation fault: address not mapped)"],
-        "[host:1:0:1] Caught signal 11 (Segmentation fault: address not mapped)",
-    ),
-    "of C++": (
-        ["terminate called after throwing an instance of 'c10::Error'"],
-        "terminate called after throwing an instance of 'c10::Error'",
-    ),
-    "told by the watchdog": (
-        ["Subprocess scheduler_0 (pid=7) crashed with exit code -6. Triggering SIGQUIT"],
-        "Subprocess scheduler_0 (pid=7) crashed with exit code -6. Triggering SIGQUIT",
-    ),
-    "killed from outside": (
-        ["Subprocess scheduler_0 (pid=7) crashed with exit code -9. Triggering SIGQUIT"],
-        None,
-    ),
-    "one request's failure": (["request r failed in the engine", "ValueError: no such"], None),
-    "nothing at all": ([], None),
-}
-
-
-@pytest.mark.parametrize(("lines", "found"), CRASHES.values(), ids=CRASHES.keys())
-def test_a_crash_is_told_from_a_kill_by_the_last_words(lines: list[str], found: str | None) -> None:
-    assert crash_in(lines) == found
-
-
-@pytest.mark.parametrize(
-    ("script", "found"),
-    [
-        ("import os; os.abort()", "killed by SIGABRT"),
-        ("import os; os._exit(3)", "exited with code 3"),
-        ("import os; os.kill(os.getpid(), 11)", "killed by SIGSEGV"),
-        ("import os; os.kill(os.getpid(), 9)", None),
-        ("import os; os.kill(os.getpid(), 15)", None),
-        ("", None),
-    ],
-)
-def test_a_crash_is_told_from_a_kill_by_the_wait_status(script: str, found: str | None) -> None:
-    child = subprocess.Popen([sys.executable, "-S", "-c", script], stderr=subprocess.DEVNULL)
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie, as its host leaves it
-    status = wait_status(child.pid)
-    assert status is not None
-    assert crash_by(status) == found
-    child.wait()
-    assert wait_status(child.pid) is None
-    assert crash_by(None) is None
-
-
-# --- how a process ended
-
-
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        (None, "ended"),
-        (0, "exited with code 0"),
-        (3 << 8, "exited with code 3"),
-        (signal.SIGKILL, "killed by SIGKILL"),
-        (signal.SIGSEGV | 0x80, "killed by SIGSEGV"),  # with a core dump
-    ],
-)
-async def test_an_exit_in_words(status: int | None, words: str) -> None:
-    with socket.socket() as data, socket.socket() as lifeline:
-        process = WorkerProcess(1, data, lifeline, -1)
-        process.record_exit(status)
-        assert process.describe_exit() == words
-
-
-# --- output
-
-
-class Output:
-    """A process's output, written by the test."""
-
-    def __init__(self) -> None:
-        reading, self.writing = os.pipe()
-        self.heard: list[str] = []
-        self.tail = OutputTail(reading, self.heard.append)
-
-    def write(self, data: bytes) -> None:
-        os.write(self.writing, data)
-
-    async def end(self) -> None:
-        os.close(self.writing)
-        await self.tail.wait_closed(5)
-
-
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        [b"one\ntwo\n"],
-        [b"o", b"ne\nt", b"wo", b"\n"],
-        [b"one\r\ntwo\r\n"],
-        [b"one\ntwo"],  # the last words may lack their end
-    ],
-)
-async def test_output_comes_line_by_line(pieces: list[bytes]) -> None:
-    output = Output()
-    for piece in pieces:
-        output.write(piece)
-        await asyncio.sleep(0)
-    await output.end()
-    assert output.heard == ["one", "two"]
-    assert list(output.tail.lines) == ["one", "two"]
-
-
-async def test_output_that_is_not_text_does_no_harm() -> None:
-    output = Output()
-    output.write(b"\xff\xfe broken \xe2\x82\n")
-    await output.end()
-    assert output.heard == ["\ufffd\ufffd broken \ufffd"]
-
-
-async def test_only_the_last_lines_are_kept() -> None:
-    output = Output()
-    output.write(b"".join(b"%d\n" % n for n in range(1000)))
-    await output.end()
-    assert len(output.heard) == 1000
-    assert list(output.tail.lines) == [str(n) for n in range(800, 1000)]
-
-
-async def test_output_may_be_closed_before_it_ends() -> None:
-    output = Output()
-    output.tail.close()
-    output.tail.close()
-    await output.tail.wait_closed(5)
-    os.close(output.writing)
-
-
-async def test_waiting_for_the_end_of_output_has_a_limit() -> None:
-    output = Output()
-    await output.tail.wait_closed(0.01)
-    await output.end()
 
 
 # --- a death is told to its end
@@ -334,8 +164,9 @@ async def test_nothing_stops_a_death_half_way(monkeypatch: pytest.MonkeyPatch) -
     release = one._release
     monkeypatch.setattr(one, "_release", releasing)
     monkeypatch.setattr(one, "_crash", lambda: 1 / 0)
-    one._sinks = {"a": broken, "b": heard.append}
-    pong = one._pongs[1] = asyncio.get_running_loop().create_future()
+    one._requests.add("a", broken)
+    one._requests.add("b", heard.append)
+    pong = one._pings._awaited[1] = asyncio.get_running_loop().create_future()
     one.declare_dead("a test says so")
     os.close(writing)
     assert heard == [Failed("b", "worker_died", "decode-0: a test says so")]
