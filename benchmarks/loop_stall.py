@@ -42,7 +42,7 @@ _CHAT = "/v1/chat/completions"
 class AnsweringService:
     """A service that answers every request with a few tokens at once."""
 
-    limits = EngineInfo(1, [2], 65_536, CONTEXT - 1, CONTEXT, 49_152)
+    limits = EngineInfo(1, [2], 65_536, CONTEXT, 49_152)
     places = max_inflight = PLACES
     request_timeout_s = 600.0
     eagle_rules = None

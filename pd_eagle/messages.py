@@ -71,7 +71,6 @@ class EngineInfo(Struct, frozen=True):
     pid: int
     scheduler_pids: list[int]
     max_total_tokens: int
-    max_input_tokens: int
     context_length: int
     vocab_size: int
     spawned_because: str | None = None

@@ -205,7 +205,6 @@ class ScriptedEngine:
             pid=os.getpid(),
             scheduler_pids=self._schedulers,
             max_total_tokens=script.max_total_tokens,
-            max_input_tokens=script.context_length - 1,
             context_length=script.context_length,
             vocab_size=VOCAB_SIZE,
         )

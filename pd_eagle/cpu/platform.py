@@ -74,14 +74,15 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
         SGLang calls it while `srt/model_executor/model_runner.py` is being imported, in every
         process: nothing that imports engine modules may be done here, and no thread started.
         """
-        # `speculative/spec_utils.py` compiles functions with no seam: seconds at first use.
+        # `speculative/spec_utils.py` compiles functions, with no way to say otherwise: seconds at
+        # their first use.
         torch._dynamo.config.disable = True
         register_attention()
 
     def apply_overrides(self) -> None:
-        """Replace what has no seam, once in a process; a forked one inherits it."""
+        """Patch what SGLang offers no hook for, once in a process; a forked one inherits it."""
         if not self._overridden:
-            from pd_eagle.cpu.seams import all_overrides
+            from pd_eagle.cpu.patches import all_overrides
 
             overrides.apply(all_overrides())
             self._overridden = True

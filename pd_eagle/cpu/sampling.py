@@ -72,11 +72,11 @@ def draw(weights: Tensor, coins: Tensor) -> Tensor:
     `coins` in [0, 1) decide: the inverse of the cumulative distribution, in float64 because
     float32 loses small weights among tens of thousands.
     """
-    heaped = weights.double().cumsum(1)
-    total = heaped[:, -1:].contiguous()
-    drawn = torch.searchsorted(heaped, coins.double().unsqueeze(1) * total, right=True)
-    # Rounding can put the goal on the very top of the heap.
-    return torch.minimum(drawn, torch.searchsorted(heaped, total)).squeeze(1)
+    cumulative = weights.double().cumsum(1)
+    total = cumulative[:, -1:].contiguous()
+    drawn = torch.searchsorted(cumulative, coins.double().unsqueeze(1) * total, right=True)
+    # Rounding can make the product equal the total.
+    return torch.minimum(drawn, torch.searchsorted(cumulative, total)).squeeze(1)
 
 
 def top_k_renorm(probs: Tensor, top_ks: Tensor) -> Tensor:
@@ -122,10 +122,10 @@ def _drawn(
     chances: list[list[float]], coins: list[float], threshold_single: float, threshold_acc: float
 ) -> Callable[[int, list[int]], int | None]:
     def choose(node: int, children: list[int]) -> int | None:
-        heaped = 0.0
+        cumulative = 0.0
         for child in children:
-            heaped += chances[node][child]
-            if coins[node] < heaped / threshold_acc or chances[node][child] >= threshold_single:
+            cumulative += chances[node][child]
+            if coins[node] < cumulative / threshold_acc or chances[node][child] >= threshold_single:
                 return child
         return None
 

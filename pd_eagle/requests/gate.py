@@ -233,7 +233,7 @@ def _hint(name: Any) -> str:
 
 def smallest(infos: list[EngineInfo]) -> EngineInfo:
     """Return what every one of these engines can do."""
-    names = ("max_total_tokens", "max_input_tokens", "context_length", "vocab_size")
+    names = ("max_total_tokens", "context_length", "vocab_size")
     least = {name: min(getattr(info, name) for info in infos) for name in names}
     return msgspec.structs.replace(infos[0], **least)
 

@@ -1,7 +1,7 @@
-"""SGLang's Engine behind a small protocol, inside the worker; the door to `sglang.srt` for engines.
+"""SGLang's Engine behind a small protocol, inside the worker; only here is it imported for engines.
 
-It knows SGLang's result dictionaries and turns them into deltas and failures. It does not know of
-sockets, of other workers, or of HTTP. SGLang is imported when an engine is started, not before.
+It turns SGLang's result dictionaries into deltas and failures. It does not know of sockets, of
+other workers, or of HTTP. SGLang is imported when an engine is started, not before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging
 import tempfile
 import warnings
 import zipfile
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +22,7 @@ from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load
 from pd_eagle.overrides import Override, apply
 from pd_eagle.plan import cuda_answers
 from pd_eagle.workers import grammar_dead_ends
+from pd_eagle.workers.acceptance import Acceptance
 from pd_eagle.workers.forked_engine import forking
 from pd_eagle.workers.run_folder import instance_id
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What a process imports so that an engine forked from it imports nothing more of weight.
+#: What a process imports so that an engine forked from it has little left to import.
 SGLANG_MODULES = (
     "sglang",
     "sglang.srt.entrypoints.engine",
@@ -69,46 +69,9 @@ def start(engine_args: Mapping[str, Any], *, fork: bool) -> Engine:
     """Start an SGLang engine; blocks until it is ready.
 
     With `fork`, scheduler and detokenizer are forked from this process instead of spawned. Raises
-    `StartFailed` when the engine's own processes fail; whatever SGLang raises passes through.
+    `StartFailed` when the engine's own processes fail; what SGLang itself raises is not caught.
     """
     return _SGLangEngine(engine_args, fork=fork)
-
-
-class Acceptance:
-    """What became of the drafts of the last requests that ended; None before the first.
-
-    SGLang's own snapshot has it as a mean since the start, and only after 40 steps (0.5.23).
-    """
-
-    _REQUESTS = 100
-
-    def __init__(self) -> None:
-        self._counts: deque[tuple[int, int, int]] = deque(maxlen=self._REQUESTS)
-
-    def note(self, meta: Mapping[str, Any]) -> None:
-        """Count a request by its last `meta_info`; one that verified nothing does not count."""
-        if verified := meta.get("spec_verify_ct"):
-            accepted, drafted = meta["spec_num_correct_drafts"], meta["spec_num_proposed_drafts"]
-            self._counts.append((verified, accepted, drafted))
-
-    @property
-    def length(self) -> float | None:
-        """Tokens a verification, the target's own one included."""
-        verified, accepted, _ = self._sums()
-        return 1 + accepted / verified if verified else None
-
-    @property
-    def rate(self) -> float | None:
-        """Accepted tokens of those drafted."""
-        _, accepted, drafted = self._sums()
-        return accepted / drafted if drafted else None
-
-    def _sums(self) -> tuple[int, int, int]:
-        return (
-            sum(count[0] for count in self._counts),
-            sum(count[1] for count in self._counts),
-            sum(count[2] for count in self._counts),
-        )
 
 
 class _SGLangEngine:
@@ -133,7 +96,6 @@ class _SGLangEngine:
                 self._engine.server_args.detokenizer_worker_num,
             ),
             max_total_tokens=scheduler["max_total_num_tokens"],
-            max_input_tokens=scheduler["max_req_input_len"],
             context_length=self._tokenizer_manager.context_len,
             vocab_size=self._tokenizer_manager.model_config.vocab_size,
             spawned_because=getattr(self._engine, "spawned_because", None),
@@ -153,7 +115,7 @@ class _SGLangEngine:
                 if isinstance(event, Failed) or event.finished:
                     return
         except ValueError as error:
-            # Before anything came: SGLang's own checks of the request. Later it is a fault.
+            # Before the first chunk: SGLang's own validation of the request. Later it is a fault.
             code = EngineError.code if sent else InvalidRequest.code
             yield Failed(rid, code, str(error))
         else:
@@ -190,10 +152,10 @@ class _SGLangEngine:
 
 
 def _queued(snapshot: Any) -> int:
-    """Return how many requests wait for this engine to compute or to have room for their KV.
+    """Return how many requests wait for this engine's compute or for room in its KV pool.
 
-    SGLang (0.5.23) also counts as waiting what the other half has yet to answer: prefill's
-    bootstrap queue, decode's handshakes and transfers.
+    SGLang (0.5.23) also counts requests that wait for the other half: prefill's bootstrap queue,
+    decode's handshakes and transfers.
     """
     queues, pd = snapshot.queues, snapshot.disaggregation
     if queues is None or pd is None:
@@ -238,7 +200,7 @@ def load_tokenizer(engine_args: Mapping[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    # On a CPU SGLang's imports warn of everything that needs CUDA: thirty lines that help nobody.
+    # On a CPU SGLang's imports log thirty warnings about CUDA-only parts.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -249,10 +211,10 @@ def _quietly() -> Iterator[None]:
 
 
 def preload(engine_args: Mapping[str, Any]) -> None:
-    """Load what every engine started with `engine_args` loads alike, for those forked from here.
+    """Import SGLang and load the tokenizer, for all engines forked from this process.
 
     Three quarters of a forked engine's start is its tokenizer, loaded by each of its processes in
-    turn (SGLang 0.5.23): from here on `get_tokenizer` gives out the one that is there.
+    turn (SGLang 0.5.23): from now on `get_tokenizer` returns the loaded one.
     """
     with _quietly():
         cuda_answers.install()
@@ -314,7 +276,7 @@ def _engine_class() -> Any:
             cls, server_args: Any, port_args: Any, *args: Any, **kwargs: Any
         ) -> Any:
             # SGLang names its shared memory at random and never removes it (0.5.23): named after
-            # the worker, it can be removed whatever way the engine ended.
+            # the worker, the front can remove it even after a crash.
             port_args.instance_id = instance_id(Path(tempfile.gettempdir()))
             return super()._launch_scheduler_processes(server_args, port_args, *args, **kwargs)
 
@@ -345,7 +307,7 @@ def _to_sglang(submit: Submit) -> Any:
 
 
 def _changes(meta: dict[str, Any], sent: dict[str, Any]) -> dict[str, Any]:
-    """Return what of `meta` the other side does not have; lists are increments, so always sent."""
+    """Return the entries of `meta` that are not in `sent`; lists are increments, so always."""
     changed = {
         key: value
         for key, value in meta.items()

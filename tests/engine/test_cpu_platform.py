@@ -133,11 +133,11 @@ def greedily(model: Any, prompt: list[int]) -> list[int]:
     return answer
 
 
-def seam_errors() -> list[str]:
+def patch_errors() -> list[str]:
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
     from pd_eagle.cpu.kv_pool import HostKVPool
-    from pd_eagle.cpu.seams import all_overrides
+    from pd_eagle.cpu.patches import all_overrides
     from pd_eagle.overrides import shape_errors
 
     replaced = [name for name, value in vars(HostKVPool).items() if inspect.isfunction(value)]
@@ -147,7 +147,7 @@ def seam_errors() -> list[str]:
 
 
 def test_everything_that_is_overridden_still_looks_as_it_did(host: EngineHost) -> None:
-    assert host.call("tests.engine.test_cpu_platform:seam_errors") == []
+    assert host.call("tests.engine.test_cpu_platform:patch_errors") == []
 
 
 def test_greedy_tokens_are_those_of_transformers(plain: Said, transformers: Any) -> None:

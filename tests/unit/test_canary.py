@@ -31,7 +31,7 @@ class FakeWorker:
     state: str = "ready"
     heard_at: float = float("inf")
     load: Load | None = None
-    info: EngineInfo = field(default_factory=lambda: EngineInfo(1, [], 1000, 1000, 1000, 10))
+    info: EngineInfo = field(default_factory=lambda: EngineInfo(1, [], 1000, 1000, 10))
     died: list[str] = field(default_factory=list)
 
     @property

@@ -1,4 +1,4 @@
-"""Acceptance over the last requests, and what an abort of SGLang's own means."""
+"""What an abort of SGLang's own means, and which of an engine's processes are schedulers."""
 
 from __future__ import annotations
 
@@ -8,42 +8,10 @@ import pytest
 
 from pd_eagle.errors import InvalidRequest
 from pd_eagle.messages import Delta, Failed, Request, Submit
-from pd_eagle.workers.engine import Acceptance, _abort_failure, _schedulers, _SGLangEngine
+from pd_eagle.workers.engine import _abort_failure, _schedulers, _SGLangEngine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-
-
-def ended(verified: int, accepted: int, drafted: int) -> dict[str, Any]:
-    return {
-        "spec_verify_ct": verified,
-        "spec_num_correct_drafts": accepted,
-        "spec_num_proposed_drafts": drafted,
-    }
-
-
-def test_acceptance_is_weighted_by_verifications() -> None:
-    acceptance = Acceptance()
-    acceptance.note(ended(10, 5, 90))
-    acceptance.note(ended(30, 45, 270))
-    assert acceptance.length == 1 + 50 / 40
-    assert acceptance.rate == 50 / 360
-
-
-def test_acceptance_is_unknown_before_a_verification() -> None:
-    acceptance = Acceptance()
-    acceptance.note({"finish_reason": None})
-    acceptance.note(ended(0, 0, 0))
-    assert acceptance.length is None
-    assert acceptance.rate is None
-
-
-def test_acceptance_forgets_old_requests() -> None:
-    acceptance = Acceptance()
-    acceptance.note(ended(1000, 0, 9000))
-    for _ in range(100):
-        acceptance.note(ended(1, 1, 9))
-    assert acceptance.length == 2
 
 
 @pytest.mark.parametrize(

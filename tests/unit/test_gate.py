@@ -17,7 +17,6 @@ LIMITS = EngineInfo(
     pid=1,
     scheduler_pids=[2],
     max_total_tokens=4096,
-    max_input_tokens=1023,
     context_length=1024,
     vocab_size=256,
 )
@@ -132,7 +131,7 @@ def test_what_goes_beside_the_parameters_is_bounded_too(
 
 
 def test_a_small_vocabulary_bounds_the_log_probabilities() -> None:
-    small = EngineInfo(1, [2], 4096, 1023, 1024, 16)
+    small = EngineInfo(1, [2], 4096, 1024, 16)
     with pytest.raises(InvalidRequest, match="from 0 to 16"):
         gate.check(Request("r", [1], {}, Options(top_logprobs_num=17)), small)
 

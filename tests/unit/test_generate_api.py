@@ -29,7 +29,6 @@ LIMITS = EngineInfo(
     pid=1,
     scheduler_pids=[2],
     max_total_tokens=10**6,
-    max_input_tokens=9999,
     context_length=10_000,
     vocab_size=0x110000,
 )

@@ -51,7 +51,7 @@ def health(*workers: Worker, plan: Plan = PLAN) -> Health:
 def test_a_worker_says_what_it_is() -> None:
     decode = worker(DECODE)
     decode.state, decode.restarts, decode.served = "ready", 2, 7
-    decode.info = EngineInfo(1, [130], 4096, 1023, 1024, 256)
+    decode.info = EngineInfo(1, [130], 4096, 1024, 256)
     decode.load = Load(1.0, running=1, used_tokens=17, max_running=48, spec_accept_length=1.8)
     decode.last_error = "its process ended"
     assert WorkerHealth.of(decode) == WorkerHealth(

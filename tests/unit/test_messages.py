@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 OPTIONS = Options(return_logprob=True, token_ids_logprob=[1, 2], external_trace_header={"a": "b"})
 REQUEST = Request("r" * 32, [0, 1, 2**31], {"temperature": 0.5, "stop": ["a"]}, OPTIONS, 2.5)
-INFO = EngineInfo(1, [2, 3], 4096, 1023, 1024, 32000)
+INFO = EngineInfo(1, [2, 3], 4096, 1024, 32000)
 
 TO_WORKER = [
     Submit(REQUEST),

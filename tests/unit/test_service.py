@@ -28,7 +28,6 @@ INFO = EngineInfo(
     pid=1,
     scheduler_pids=[2],
     max_total_tokens=150,
-    max_input_tokens=99,
     context_length=100,
     vocab_size=256,
 )

@@ -116,7 +116,7 @@ class Started:
         os.close(end)
         (data, its_data), (lifeline, its_lifeline) = socket.socketpair(), socket.socketpair()
         self.ends = (its_data, its_lifeline)
-        OneTurn.info = EngineInfo(self.child.pid, [], 100, 100, 100, 256)
+        OneTurn.info = EngineInfo(self.child.pid, [], 100, 100, 256)
         return WorkerProcess(self.child.pid, data, lifeline, output)
 
     def stop_forking(self, failure: str) -> bool:

@@ -1,7 +1,7 @@
-"""The one list of what the CPU platform replaces in SGLang 0.5.23, where, and why; does not know
-how a replacement is put in place.
+"""The list of what the CPU platform patches in SGLang 0.5.23, and why; does not know how a patch is
+applied.
 
-What SGLang offers a seam for is not here: the platform's methods and the attention registry.
+What SGLang offers a hook for is not here: the platform's methods and the attention registry.
 """
 
 from __future__ import annotations
@@ -117,14 +117,14 @@ EAGLE = [
         shape="parent_list, top_scores_index, seq_lens, tree_mask, positions, retrieve_index, "
         "retrieve_next_token, retrieve_next_sibling, topk, spec_steps, num_verify_tokens, "
         "tree_mask_mode",
-        because="refuses platforms from outside the tree: no seam yet",
+        because="refuses platforms from outside the tree: no hook yet",
         new=_instead(tree.build_tree),
     ),
     Override(
         target=f"{SPECULATIVE}.spec_tree:verify_tree_greedy_func",
         shape="predicts, accept_index, accept_token_num, candidates, retrieve_index, "
         "retrieve_next_token, retrieve_next_sibling, target_predict, topk",
-        because="refuses platforms from outside the tree: no seam yet",
+        because="refuses platforms from outside the tree: no hook yet",
         new=_instead(tree.verify_greedy),
     ),
     Override(
