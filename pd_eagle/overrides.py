@@ -1,4 +1,4 @@
-"""Replaces named parts of foreign modules and proves that it took; does not know which ones.
+"""Replaces named parts of foreign modules and verifies that; does not know which ones.
 
 SGLang's own hooks (`srt/plugins/hook_registry.py`, 0.5.23) only log a failure, and a hook on a
 name whose value is None rebinds every None in the process. An override here raises instead.
@@ -41,7 +41,7 @@ def shape_of(value: object) -> str:
 
 
 def shape_errors(overrides: Iterable[Override]) -> list[str]:
-    """Say of each target that is gone or is no longer what its override was written for."""
+    """Return one error per target that is gone or has changed since its override was written."""
     return [error for override in overrides if (error := _shape_error(override))]
 
 

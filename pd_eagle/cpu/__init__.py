@@ -1,5 +1,6 @@
-"""The CPU platform's door: its name, its environment and its entry point; imports neither SGLang
-nor torch, and knows nothing of engines.
+"""The CPU platform's name, environment and entry points; imports neither SGLang nor torch.
+
+It knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _THREADS = "PD_EAGLE_CPU_ENGINE_THREADS"
 
 
 def threads() -> int:
-    """Return with how many threads an engine in this process calculates."""
+    """Return the number of compute threads of an engine in this process."""
     return int(os.environ.get(_THREADS, "1"))
 
 
@@ -24,8 +25,8 @@ def activate() -> str | None:
     """Return the platform's class path if this process asked for it by name, else None.
 
     SGLang 0.5.23 (`srt/platforms/__init__.py`) activates *every* installed platform when
-    SGLANG_PLATFORM is unset: without this check, installing this package would take the GPU away
-    from anybody else's SGLang.
+    SGLANG_PLATFORM is unset: without this check, installing this package would disable the GPU for
+    every other SGLang process.
     """
     if os.environ.get("SGLANG_PLATFORM") != PLATFORM:
         return None
@@ -46,9 +47,9 @@ def install() -> None:
 def environment(*, offline: bool = False, threads: int = 1) -> dict[str, str]:
     """Return the variables that a process which will host a CPU engine must have from its start.
 
-    They are read when SGLang, torch or Mooncake are imported, so they must be there before; a
-    forked worker has them from the zygote. `offline` forbids every call to a model hub; an engine
-    calculates with `threads`.
+    They are read when SGLang, torch or Mooncake are imported, so they must be set before; a
+    forked worker inherits them from the zygote. `offline` forbids every call to a model hub;
+    `threads` is the number of compute threads.
     """
     variables = {
         "SGLANG_PLATFORM": PLATFORM,
@@ -56,7 +57,7 @@ def environment(*, offline: bool = False, threads: int = 1) -> dict[str, str]:
         "SGLANG_USE_CPU_ENGINE": "0",
         # On a GPU host `is_cuda()` would send SGLang down the CUDA paths.
         "CUDA_VISIBLE_DEVICES": "",
-        # More threads than cores cost more than anything else: SGLang's schedulers spin.
+        # More threads than cores are the largest slowdown: SGLang's schedulers busy-poll.
         "OMP_NUM_THREADS": "1",
         # For the scheduler alone, once it is forked: libraries start threads of OMP_NUM_THREADS
         # while they are imported, and where threads run nothing may be forked.
@@ -64,7 +65,7 @@ def environment(*, offline: bool = False, threads: int = 1) -> dict[str, str]:
         "MOONCAKE_PROTOCOL": "tcp",
         # NIXL's UCX listens on every network device that it may use; both ends are on this host.
         "UCX_NET_DEVICES": "lo",
-        # A dead scheduler waits for these dumps, up to a minute, before anybody is told.
+        # A failing scheduler waits for these dumps, up to a minute, before it ends.
         "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
         "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
     }

@@ -37,7 +37,7 @@ class TorchAttention(AttentionBackend):  # type: ignore[misc]  # SGLang is untyp
         self.max_context_len = runner.model_config.context_len
         self.kv_index_translator = runner.kv_index_translator
         self._verify_mask = _verify_mask(runner)
-        # A draft is Llama whatever else its target's config says.
+        # A draft model is Llama, also where the target is not.
         self._windows: tuple[int, ...] = (
             () if runner.is_draft_worker else windows_of(runner.model_config)
         )
@@ -48,7 +48,7 @@ class TorchAttention(AttentionBackend):  # type: ignore[misc]  # SGLang is untyp
 
     @property
     def verify_mask(self) -> VerifyMask | None:
-        """Where the tree builder writes who descends from whom, nodes by nodes."""
+        """Where the tree builder writes each node's ancestors, nodes by nodes."""
         return self._verify_mask
 
     def support_triton(self) -> bool:
@@ -113,7 +113,7 @@ class TorchAttention(AttentionBackend):  # type: ignore[misc]  # SGLang is untyp
     forward_decode = forward_extend
 
     def _window(self, layer: Any) -> int:
-        """Return the layer's window: what the model's config says, else what SGLang says."""
+        """Return the layer's window: from the model's config, else from SGLang."""
         if layer.layer_id < len(self._windows):
             return self._windows[int(layer.layer_id)]
         return int(layer.sliding_window_size)

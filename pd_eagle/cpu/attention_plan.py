@@ -40,7 +40,7 @@ class Block:
         return one and self.slots.shape[1] == self.query_positions.shape[1]
 
     def mask(self, repeat: int, window: int) -> Tensor:
-        """Return who sees whom, bool [requests, 1, repeat * queries, keys], made once.
+        """Return which query sees which key, bool [requests, 1, repeat * queries, keys]; cached.
 
         `window` is how many positions back a query sees; negative means all.
         """

@@ -1,4 +1,4 @@
-"""Host memory that the system gives as it is first written; does not know what it is for."""
+"""Host memory that the kernel commits on first write; does not know what it is for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def untouched_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return zeros that take memory as they are written; those of `torch.zeros` take it at once."""
+    """Return zeros whose pages are committed on first write; `torch.zeros` commits them at once."""
     size = prod(shape) * dtype.itemsize
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=dtype).view(*shape)

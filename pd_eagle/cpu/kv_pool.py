@@ -1,5 +1,5 @@
-"""SGLang's KV pool for host memory, which is taken as it is used, and without the copy kernel that
-SGLang warms up; does not know who moves what.
+"""SGLang's KV pool in host memory, committed on first use, without the copy kernel that SGLang
+warms up; does not know which requests its slots belong to.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from pd_eagle.cpu.host_memory import untouched_zeros
 
 
 class HostKVPool(MHATokenToKVPool):  # type: ignore[misc]  # SGLang is untyped
-    """Takes memory as it is used, and moves KV by indexing.
+    """Commits memory on first use, and moves KV by indexing.
 
-    A pool is made for the longest conversations, and most of it is never used on a laptop.
-    SGLANG_NATIVE_MOVE_KV_CACHE alone leaves the warm-up (0.5.23).
+    A pool is sized for the longest conversations, and most of it is never used on a laptop.
+    SGLANG_NATIVE_MOVE_KV_CACHE alone does not skip the warm-up (0.5.23).
     """
 
     def _create_buffers_normal(self) -> None:

@@ -1,8 +1,8 @@
-"""Keeps the weights of bfloat16 linear layers in oneDNN's own layout, which `F.linear` makes anew
-at every call; does not know the model, nor SGLang's classes.
+"""Keeps the weights of bfloat16 linear layers in oneDNN's own layout, to which `F.linear` converts
+them at every call; does not know the model, nor SGLang's classes.
 
 The results are the same bit for bit. On a Xeon with AMX the linear layers of the embedded model
-take about two thirds of their time so, for one token as for a hundred (torch 2.14).
+then take about two thirds of their time, for one token as for a hundred (torch 2.14).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PackedLinear:
-    """How one layer calculates once its weight is packed; holds the only copy of it.
+    """The linear method of a layer whose weight is packed; holds the only copy of it.
 
     Has what SGLang asks of a linear method after the weights are loaded (0.5.23,
     `srt/layers/quantization/unquant.py`).
@@ -45,7 +45,7 @@ class PackedLinear:
 
 
 def pack(model: Any, plain: type) -> int:
-    """Pack every bfloat16 layer of a loaded model whose `quant_method` is a `plain`; say how many.
+    """Pack each bfloat16 layer of a loaded model whose `quant_method` is a `plain`; count them.
 
     Such layers' own weights are empty from then on: they can be neither read nor replaced.
     """
@@ -60,14 +60,14 @@ def pack(model: Any, plain: type) -> int:
 
 
 def can_pack() -> bool:
-    """Return whether oneDNN calculates in bfloat16 here."""
-    # Nobody has tried it on Arm, where oneDNN hands over to another library.
+    """Return whether oneDNN computes in bfloat16 on this CPU."""
+    # Not tested on Arm, where oneDNN calls another library.
     tried = platform.machine().lower() in ("x86_64", "amd64")
     available = tried and torch.backends.mkldnn.is_available()
     return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _is_plain(module: Any, plain: type) -> bool:
-    # A subclass is somebody's own way to calculate.
+    # A subclass may compute in its own way.
     method = getattr(module, "quant_method", None)
     return type(method) is plain and module.weight.dtype == torch.bfloat16

@@ -1,5 +1,5 @@
 """Attention of one padded batch over a KV pool, in one call of SDPA; does not know why a query may
-see what it sees.
+see a key.
 """
 
 from __future__ import annotations

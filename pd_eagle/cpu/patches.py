@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pd_eagle.cpu import CPU_ATTENTION_BACKEND, cache_locs, sampling, tree
 from pd_eagle.cpu.attention import TorchAttention, TorchDraftSteps
 from pd_eagle.cpu.elementwise import add_gated, softcap
-from pd_eagle.cpu.neighbours import STORE
+from pd_eagle.cpu.socket_hardening import STORE
 from pd_eagle.cpu.transfer import host_memory_overrides
 from pd_eagle.overrides import Override
 

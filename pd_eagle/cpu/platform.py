@@ -11,9 +11,8 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
 from pd_eagle import overrides
-from pd_eagle.cpu import CPU_ATTENTION_BACKEND, threads
+from pd_eagle.cpu import CPU_ATTENTION_BACKEND, priority, threads
 from pd_eagle.cpu.packed_linear import pack
-from pd_eagle.cpu.priority import go_last
 from pd_eagle.errors import StartFailed
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What the attention and the tree operations here can do. EAGLE3 is EAGLE with another draft.
+# What attention and tree operations here support. EAGLE3 is EAGLE with another draft.
 SPECULATIVE_ALGORITHMS = ("EAGLE", "EAGLE3")
 
 
@@ -45,7 +44,7 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
         return "eager"
 
     def supports_speculative_algorithm(self, algorithm: str) -> bool:
-        """Say whether this platform can run the algorithm."""
+        """Return whether this platform can run the algorithm."""
         return algorithm in SPECULATIVE_ALGORITHMS
 
     def get_speculative_cache_locs_fn(self) -> Callable[..., Tensor]:
@@ -61,7 +60,7 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
         return HostKVPool if kind == "mha" else None
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Refuse what would start here and then die of a GPU kernel at the first request."""
+        """Refuse options that would fail in a GPU kernel at the first request."""
         if server_args.speculative_use_rejection_sampling:
             raise StartFailed(
                 "speculative_use_rejection_sampling needs a GPU; without it the CPU platform "
@@ -92,7 +91,7 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
 
         SGLang only logs when a general plugin fails.
 
-        The scheduler dies of what this raises, and the engine's start with it.
+        What this raises ends the scheduler, and the engine's start with it.
         """
         if not self._overridden:
             raise StartFailed(
@@ -103,7 +102,7 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang 
 
         logger.debug("%d linear layers packed", pack(model, UnquantizedLinearMethod))
         torch.set_num_threads(threads())
-        go_last()
+        priority.lower()
 
 
 def register_attention() -> None:

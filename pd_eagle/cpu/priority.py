@@ -10,27 +10,26 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# On a CPU an engine's arithmetic takes what there is; whoever serves HTTP beside it goes first.
+# On a CPU an engine's arithmetic uses every core; the HTTP server beside it has priority.
 ENGINE_NICENESS = 10
-# Linux may share the CPU out by session, then a thread's own niceness counts only within its own.
+# Linux may divide CPU time by session; then a thread's niceness counts only within its session.
 _SESSION_NICENESS = Path("/proc/self/autogroup")
 _SESSION_NICENESS_TRIES = 30
 
 
-def go_last() -> None:
-    """Let every other process go before this one's arithmetic."""
+def lower() -> None:
+    """Lower the priority of this process's arithmetic below that of all others."""
     os.nice(ENGINE_NICENESS)  # in Linux: of this thread, the one that calculates
-    # Only of a session of our own, which every worker is; a peer's may hold its HTTP server too.
+    # Only of a worker's own session; any other may hold the HTTP server too.
     if os.getsid(0) == os.getppid():
         _set_session_niceness()
 
 
 def _set_session_niceness() -> None:
-    """Give this session's processes the engines' niceness; where that is impossible, go on.
+    """Set this session's niceness to the engines'; continue where that is impossible.
 
-    Linux answers EAGAIN to who writes within 100 ms of another such write of the whole machine and
-    lacks CAP_SYS_ADMIN (kernel/sched/autogroup.c, proc_sched_autogroup_set_nice): engines that
-    start together do.
+    Without CAP_SYS_ADMIN Linux answers EAGAIN within 100 ms of another such write on the machine
+    (kernel/sched/autogroup.c, proc_sched_autogroup_set_nice): engines that start together hit that.
     """
     for _ in range(_SESSION_NICENESS_TRIES):
         try:

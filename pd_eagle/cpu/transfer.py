@@ -1,4 +1,4 @@
-"""What KV transfer needs when KV lies in host memory; does not know who transfers what."""
+"""Patches for KV transfer from host memory; does not know which engines transfer what."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle.cpu.neighbours import MOONCAKE_PREFILL, NIXL_DECODE, NIXL_PREFILL
+from pd_eagle.cpu.socket_hardening import MOONCAKE_PREFILL, NIXL_DECODE, NIXL_PREFILL
 from pd_eagle.overrides import Override
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def host_memory_overrides() -> list[Override]:
     """Return the overrides of the transfer backends that can be loaded here.
 
-    An engine that is then told to use another one fails with that backend's own words.
+    An engine that is configured to use another one fails with that backend's own error.
     """
     mooncake = [MOONCAKE_INDICES, MOONCAKE_PREFILL]
     nixl = [NIXL_MEMORY, NIXL_PREFILL, NIXL_DECODE]
@@ -35,15 +35,15 @@ def _can_import(module: str) -> bool:
     return True
 
 
-# What NIXL's progress thread sleeps between two looks; every transfer may wait that long.
+# Sleep of NIXL's progress thread between two polls; every transfer may wait that long.
 _PROGRESS_DELAY_US = 1000
 
 
-def _look_less_often() -> None:
-    """Make NIXL's progress thread sleep: it spins, a core of every idle engine (nixl 1.5.1).
+def _poll_less_often() -> None:
+    """Make NIXL's progress thread sleep: it busy-polls a core in every idle engine (nixl 1.5.1).
 
     `nixl_agent.__init__` sets `pthrDelay` to 0 with no way to say otherwise. Without the thread the
-    first token over a new link hangs: nobody answers UCX's handshake.
+    first token over a new link hangs: nothing answers UCX's handshake.
     """
     bindings = importlib.import_module("nixl._api").nixlBind
 
@@ -55,7 +55,7 @@ def _look_less_often() -> None:
 
 
 def _call_kv_host_memory(init: Callable[..., None]) -> Callable[..., None]:
-    _look_less_often()
+    _poll_less_often()
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The draft tree: who descends from whom, and the walk down it that verification takes; knows
+"""The draft tree: each node's ancestors, and the walk down it that verification takes; knows
 nothing of probabilities or of caches.
 
 Method: EAGLE-2 (arXiv 2406.16858). Signatures and layouts are those of SGLang 0.5.23,

@@ -1,8 +1,8 @@
-"""How far back each layer of a model looks, by what transformers makes of its config; knows
+"""The attention window of each layer of a model, from its config as transformers reads it; knows
 nothing of engines.
 
-SGLang 0.5.23 forgets the sliding windows of Mistral, Mixtral, Phi-3, Qwen 2, Qwen 3 and
-StarCoder 2: their answers beyond the window would be those of another model.
+SGLang 0.5.23 ignores the sliding windows of Mistral, Mixtral, Phi-3, Qwen 2, Qwen 3 and
+StarCoder 2: beyond the window their output would be wrong.
 """
 
 from __future__ import annotations

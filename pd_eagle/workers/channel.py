@@ -1,7 +1,7 @@
 """Messages over one stream socket: length-prefixed frames, many messages a frame.
 
-What is sent during one turn of the event loop leaves as one frame at its end. It does not know what
-the messages mean, nor what to do when the other side is gone: it says so once.
+What is sent during one iteration of the event loop leaves as one frame at its end. It does not know
+what the messages mean, nor what to do when the other side is gone: it reports that once.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
 
     `on_message` is called for every message in order; `on_eof` once, when the other side is gone
     or has sent something that is not a frame of ours. `on_unsendable` gets a message that cannot be
-    encoded, or is larger than a frame, and why; what it returns, if anything, is sent instead.
-    `traffic` is counted on, if it is given.
+    encoded, or is larger than a frame, and the reason; what it returns, if anything, is sent
+    instead. `traffic`, if given, counts frames and bytes.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
         await loop.create_connection(lambda: self, sock=sock)
 
     def send(self, message: Any) -> None:
-        """Queue one message; it leaves with all others of this turn of the loop."""
+        """Queue one message; it is sent with all others of this iteration of the event loop."""
         self._outgoing.append(message)
         if not self._flush_due:
             self._flush_due = True
@@ -89,7 +89,7 @@ class Channel(asyncio.Protocol, Generic[Incoming]):
         self._flush_due = False
         messages, self._outgoing = self._outgoing, []
         if not messages or self._transport is None or self._transport.is_closing():
-            return  # nothing to say, or the other side is gone; on_eof has said so
+            return  # nothing to send, or the other side is gone, which on_eof reports
         for body in self._bodies(messages):
             frame = frames.pack(body)
             self._transport.write(frame)

@@ -1,7 +1,7 @@
-"""SGLang's own series: every process of an engine writes them into files, the front reads those.
+"""SGLang's own metrics: every process of an engine writes them to files, which the front reads.
 
-Each start of a worker has a folder of its own, so that nothing of an engine that is gone is counted
-with the one that took its place. It does not know what the series mean.
+Each start of a worker has its own folder, so that the values of a dead engine are not added to
+those of its successor. It does not know what the metrics mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _FOLDER = "metrics"
 _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-#: What SGLang (0.5.23) does not say of its own series.
+#: What the documentation of SGLang's metrics (0.5.23) leaves out.
 _NOTES = {
     "sglang:kv_transfer_latency_ms": (
         " Over NIXL this counts from the first chunk sent to the end, so it holds the computing of"
@@ -46,7 +46,7 @@ def collect(temp_dirs: Iterable[tuple[str, Path]]) -> Iterator[Metric]:
     for worker, temp_dir in temp_dirs:
         folder = temp_dir / _FOLDER
         if not folder.is_dir():
-            continue  # it has only just been launched, or is gone
+            continue  # it was just launched, or is gone
         for metric in _read(folder):
             family = families.setdefault(
                 metric.name,

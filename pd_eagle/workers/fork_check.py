@@ -1,7 +1,7 @@
-"""Whether this process may be forked now, and why not; does not know who forks, or what for.
+"""Whether this process may be forked now, and why not; does not know what the fork is for.
 
-A fork takes one thread along: a lock that another one held stays locked for ever. A CUDA context
-does not survive it either.
+Only the forking thread exists in the child: a lock that another thread held stays locked for ever.
+A CUDA context does not survive a fork either.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Threads of libraries that prepare for a fork or hold no lock that a child needs, by name: NVML's
-#: for events, which `nvmlShutdown` leaves behind, and jemalloc's, which it starts again itself.
+#: Names of threads that hold no lock that a child needs, or whose library handles forks: NVML's
+#: event thread, which `nvmlShutdown` leaves behind, and jemalloc's, which restarts in the child.
 _HARMLESS = re.compile(r"cuda\d+|jemalloc_bg_thd")
 _GPU = re.compile(r"/dev/nvidia\d+")
 _UNIFIED_MEMORY = "/dev/nvidia-uvm"
@@ -29,7 +29,7 @@ def why_not_fork(process: Path = Path("/proc/self")) -> str | None:
 
 
 def why_cuda_is_not_untouched(process: Path = Path("/proc/self")) -> str | None:
-    """Return how one can tell that CUDA was initialised in this process, or None.
+    """Return the evidence that CUDA was initialised in this process, or None.
 
     `/dev/nvidia-uvm` is opened by `cuInit` alone; NVML opens each GPU once, CUDA several times.
     """

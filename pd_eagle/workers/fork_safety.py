@@ -1,9 +1,9 @@
-"""Sockets that say that this process lives, kept from the children that it may fork.
+"""Descriptors that forked children of this process must not inherit: closed in each child.
 
-The kernel ends a worker when no process holds the other end of its lifeline any more. A child made
-by `os.fork` or by multiprocessing would inherit that end, and the engines would live as long as the
+The kernel ends a worker when no process holds the other end of its lifeline any more. A child of
+`os.fork` or of multiprocessing would inherit that end, and the engines would live as long as the
 child; a reserved port or GPU would stay taken. Children that execute another program inherit
-nothing: Python's descriptors are closed on exec. It does not know what the sockets are for.
+nothing: Python's descriptors are closed on exec. It does not know what the descriptors are for.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         _finalizer: Any  # weakref.finalize
 
 
-# Held from before a descriptor is made until it is in a table below, and during every fork: else a
-# fork by another thread could fall in between.
+# Held while a descriptor is created and added to a table below, and during every fork: else another
+# thread could fork in between.
 _lock = threading.RLock()
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 #: Descriptor → inode: the number alone may be another file's by now.
@@ -76,7 +76,7 @@ def private_folder(folder: _Folder) -> None:
 def private_loop(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
     """Return `loop`, whose own descriptors forked children do not have.
 
-    But for uvloop's, which it does not tell: they wake the loop and keep nothing alive.
+    Except uvloop's, which are not accessible: they only wake the loop and keep nothing alive.
     """
     _loops.add(loop)
     return loop
@@ -91,14 +91,14 @@ def _inode(fd: int) -> int | None:
 
 def _close_in_child() -> None:
     for ours in list(_sockets):
-        # Not close(): uvloop holds a socket that it serves, so that close() would wait for it.
+        # Not close(): uvloop holds a socket that it serves, and close() would be deferred.
         with contextlib.suppress(OSError):
             os.close(ours.detach())
     for fd, inode in _pipes.items():
         if _inode(fd) == inode:
             os.close(fd)
     for loop in list(_loops):
-        # It cannot be closed in public: it believes that it runs. CPython 3.11 and 3.12.
+        # loop.close() refuses while the loop runs, as it does in the parent. CPython 3.11, 3.12.
         for name in ("_selector", "_ssock", "_csock"):
             if (held := getattr(loop, name, None)) is not None:
                 held.close()

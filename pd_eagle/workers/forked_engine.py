@@ -1,6 +1,6 @@
 """SGLang's Engine with its own processes forked from the caller's, where that is safe.
 
-It is given the class and knows nothing else of SGLang.
+It is given the class and imports nothing of SGLang.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def forking(engine_class: Any) -> Any:
     """Return `engine_class`, an `sglang.Engine`, that forks its scheduler and detokenizer.
 
-    Its `spawned_because` says why they were spawned instead; None: they were not.
+    Its `spawned_because` says why they were spawned instead; None if they were forked.
     """
 
     class ForkingEngine(engine_class):  # type: ignore[misc]

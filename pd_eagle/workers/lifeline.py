@@ -1,7 +1,7 @@
-"""How a process group dies with the process that holds the other end of a socket.
+"""Binds a process group's life to a socket: the kernel kills the group when the other end closes.
 
-No thread and no loop is needed: the kernel sends SIGKILL to the whole group when the socket hangs
-up, also while Python is still importing. It does not know who holds the other end.
+That needs no thread and no event loop, and works while Python is still importing. It does not know
+which process holds the other end.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def lead_group_bound_to(lifeline: socket.socket) -> None:
 def bind_group(lifeline: socket.socket, group: int) -> None:
     """Let the kernel kill the process group when `lifeline` hangs up.
 
-    The binding is the open socket's, not the caller's: whoever spawns a leader binds it from the
-    outside, before it can run a line, with the descriptor that the leader inherits.
+    The binding belongs to the open socket, not to the caller: the process that spawns a leader
+    binds it before the leader can run a line, with the descriptor that the leader inherits.
     """
     fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -group)

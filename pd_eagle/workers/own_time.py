@@ -1,7 +1,7 @@
-"""Time as processes of ours have had it: without the time that they waited for a processor.
+"""Wall time of processes less the time that they waited in the CPU's run queue.
 
-On a machine with nine runnable processes a core everything takes nine times as long, and nothing is
-hung. It knows processes by their ids and not what they are for.
+With nine runnable processes per core everything takes nine times as long, and nothing hangs. It
+knows processes by their pids and not what they are for.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
-#: At least this share of the wall clock's time counts, so that every limit is one: what hangs on
-#: the busiest machine is found within ten times as long.
+#: At least this share of wall time counts, so that every limit ends: on the busiest machine a hang
+#: is found within ten times as long.
 LEAST_SHARE = 0.1
-_LOOK_S = 0.5
+_CHECK_S = 0.5
 
 _Waits = dict[tuple[int, str], int]
 
 
 class OwnTime:
-    """A clock that stands still while the processes it is about wait for a processor.
+    """A clock that stands still while its processes wait in the run queue.
 
-    Linux counts that for every thread (`/proc/PID/task/TID/schedstat`); where it does not, this is
-    the wall clock. The caller's process is among those looked at: what it is late for is not late.
+    Linux counts that wait for every thread (`/proc/PID/task/TID/schedstat`); where it does not,
+    this is the wall clock. The caller's own process is one of those measured: its delays are no
+    fault of the others.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class OwnTime:
         self.elapsed_s = 0.0
 
     def read(self, most_s: float = float("inf")) -> float:
-        """Return the own seconds since the start, of which the last look adds `most_s` at most.
+        """Return the seconds of own time since the start; this read adds at most `most_s` of them.
 
         Reads some files of each process: not for a thread that must not block.
         """
@@ -60,7 +61,7 @@ class OwnTime:
 
 
 def waits_of(pids: Iterable[int]) -> _Waits:
-    """Return for each thread of `pids` how many nanoseconds it has waited for a processor."""
+    """Return for each thread of `pids` how many nanoseconds it has waited in the run queue."""
     found: _Waits = {}
     for pid in pids:
         tasks = f"/proc/{pid}/task"
@@ -89,8 +90,8 @@ async def limited(work: Coroutine[Any, Any, None], pids: Iterable[int], limit_s:
     task = asyncio.ensure_future(work)
     try:
         while not task.done():
-            # Often: those who wait take turns, and of one look only the longest wait is known.
-            await asyncio.wait({task}, timeout=min(_LOOK_S, max(limit_s - clock.elapsed_s, 0.01)))
+            # Often: threads wait in turn, and each check counts only the longest wait.
+            await asyncio.wait({task}, timeout=min(_CHECK_S, max(limit_s - clock.elapsed_s, 0.01)))
             if not task.done() and await asyncio.to_thread(clock.read) >= limit_s:
                 raise TimeoutError
     finally:

@@ -1,8 +1,8 @@
-"""A bootstrap port of its own for every prefill worker, and for every start of one.
+"""Bootstrap ports: each prefill worker gets its own, and another one for every start.
 
-SGLang binds the port seconds after it was chosen, and when somebody else was faster it logs that,
-says ready, and its peers talk to the other one (0.5.23). So a port is reserved as well, among all
-services of this machine. It knows nothing of workers but their names.
+SGLang binds the port seconds after it was chosen. If another process has bound it by then, SGLang
+only logs that and reports ready, and its peers connect to the other process (0.5.23). So a port is
+also reserved among all services of this machine. It knows only the names of workers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How often one worker was restarted lately, and when it is tried again. It starts nothing."""
+"""How often one worker was restarted recently, and when it is retried. It starts nothing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class RestartPolicy:
     """When a dead worker is started again: at most `limit` times in `window_s` of serving.
 
-    The wait doubles from `first_delay_s` to `longest_delay_s`, give or take a quarter, so that
-    workers that died together do not come back together. Over the limit it is given up, and tried
+    The delay doubles from `first_delay_s` to `longest_delay_s`, with 25 % jitter, so that workers
+    that died together do not restart together. Over the limit the worker is given up, and retried
     after `given_up_delay_s`, then after twice as long, and so on to `longest_given_up_delay_s`.
     """
 
@@ -31,11 +31,11 @@ class RestartPolicy:
     start_timeout_s: float = 1800.0
 
     def delay_s(self, recent: int) -> float:
-        """Return the wait before another start, after `recent` others within the window."""
+        """Return the delay before the next restart, after `recent` others within the window."""
         return _doubled(self.first_delay_s, recent, self.longest_delay_s)
 
     def given_up_s(self, tries: int) -> float:
-        """Return the wait of a worker that was given up and tried `tries` times since."""
+        """Return the delay of a worker that was given up and retried `tries` times since."""
         return _doubled(self.given_up_delay_s, tries, self.longest_given_up_delay_s)
 
 
@@ -44,10 +44,10 @@ def _doubled(first_s: float, times: int, longest_s: float) -> float:
 
 
 class RestartHistory:
-    """Restarts of one worker. They are forgotten after it has served for `window_s` since.
+    """Restarts of one worker, each forgotten after `window_s` of serving.
 
     Time in which it did not serve does not count: else a worker whose start takes a minute could
-    crash for ever without reaching any limit.
+    crash again and again without reaching the limit.
     """
 
     def __init__(self, window_s: float, clock: Callable[[], float] = time.monotonic) -> None:

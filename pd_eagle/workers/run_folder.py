@@ -1,8 +1,8 @@
 """What a plan's workers leave outside their memory: temporary files, and SGLang's shared memory.
 
-All of it goes with the run, and what a killed front has left goes with the next start on the same
-machine. A lock that the kernel drops with its holder tells the dead from the living, also across
-containers that share the folder. It does not know what the files are.
+All of it is removed at the end of the run; files of a killed front are removed by the next start on
+the same machine. A file lock, which the kernel drops with its holder, shows whether a run's front
+still lives, also across containers that share the folder. It does not know what the files are.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class RunFolder:
     """The temporary folder of one run, for as long as this process lives or until `remove`."""
 
     def __init__(self) -> None:
-        """Make the folder; what runs of the dead have left is removed first."""
+        """Make the folder; first remove those of fronts that were killed."""
         sweep()
         self.path, self._lock = _make_locked()
         self._finalizer = weakref.finalize(self, _remove, self.path)
         private_folder(self)
 
     def forget(self, worker_folder: Path) -> None:
-        """Remove what a worker that has ended has left."""
+        """Remove the files of a worker that has ended."""
         _remove_shared_memory(f"{instance_id(worker_folder)}_")
         shutil.rmtree(worker_folder, ignore_errors=True)
 
@@ -59,7 +59,7 @@ class RunFolder:
 
 
 def sweep() -> None:
-    """Remove what runs of this user have left whose process is dead."""
+    """Remove the folders of this user's runs whose front is dead."""
     for path in _runs():
         with contextlib.suppress(OSError), _open(path) as folder:
             if os.fstat(folder).st_uid == os.geteuid() and _locked(folder):
@@ -86,12 +86,12 @@ def _open(path: Path) -> Iterator[int]:
 def _make_locked() -> tuple[Path, int]:
     while True:
         path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        # Between its making and its lock somebody else's sweep may take it for a dead one's.
+        # Before it is locked, another front's sweep may take it for a dead run's.
         with contextlib.suppress(FileNotFoundError):
             lock = private_open(path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 taken = _locked(lock)
-            except OSError as error:  # this file system has no locks: nobody will sweep here either
+            except OSError as error:  # no locks on this file system: nor for another sweep
                 logger.warning("%s: %s: a killed front's files will stay", path, error)
                 taken = True
             if taken and path.exists():

@@ -1,7 +1,7 @@
 """Signals that ask a process tree to stop: the front alone acts on them.
 
-systemd, a terminal and `timeout` send them to every process of a group at once. Whoever else heard
-them would end before the running requests have. It does not know what a stop consists of.
+systemd, a terminal and `timeout` send them to every process of a group at once. A worker that acted
+on them would end before its running requests. It does not know what a stop consists of.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 STOP = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 # `timeout`, and a shell whose terminal closes, send their signal to a process and then to its
-# group: what comes together is one wish.
+# group: signals within this time are one request to stop.
 _TOGETHER_S = 0.1
 
 
 @contextlib.contextmanager
 def blocked_in_children() -> Iterator[None]:
-    """Whatever this thread starts within the block never gets a stop signal, nor do its children.
+    """Block stop signals in all processes that this thread starts within the block.
 
-    A mask, not a handler: it is there before the first line of the new process, survives `exec`,
-    and SGLang's own handlers, which it adds with the first request (0.5.23), change nothing.
+    A mask, not a handler: it holds before the first line of the new process, survives `exec`, and
+    SGLang's own handlers, which it installs with the first request (0.5.23), do not undo it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     try:
@@ -37,16 +37,16 @@ def blocked_in_children() -> Iterator[None]:
 
 
 def block() -> None:
-    """Never get a stop signal from here on, nor any process or thread that is made from here."""
+    """Block stop signals in this thread, and in all processes and threads it starts from now on."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
 
 
 def exit_on_stop() -> None:
-    """End with code 0 at a stop signal, as long as there is nothing that has to be stopped.
+    """Exit with code 0 at a stop signal; for the time before there is anything to stop.
 
     The first process of a container gets no signal that it has no handler for.
     """
-    for number in _heard():
+    for number in _handled():
         signal.signal(number, _exit)
 
 
@@ -55,7 +55,7 @@ def _exit(number: int, frame: object) -> NoReturn:
     sys.exit(0)
 
 
-def _heard() -> Iterator[signal.Signals]:
+def _handled() -> Iterator[signal.Signals]:
     for number in STOP:
         # nohup and its like: the process is to survive its terminal.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -63,18 +63,18 @@ def _heard() -> Iterator[signal.Signals]:
 
 
 class StopSignals:
-    """The stop signals that come to the running loop, each with those that came with it."""
+    """Stop signals of this process, delivered to the running event loop."""
 
     def __init__(self) -> None:
         self._came: asyncio.Queue[signal.Signals] = asyncio.Queue()
 
     def listen(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in _heard():
+        for number in _handled():
             loop.add_signal_handler(number, self._came.put_nowait, number)
 
     async def next(self) -> signal.Signals:
-        """Wait for a signal, and for those that belong to it; return the first."""
+        """Wait for a signal, drop those within the next 100 ms, and return the first."""
         first = await self._came.get()
         await asyncio.sleep(_TOGETHER_S)
         while not self._came.empty():

@@ -1,7 +1,7 @@
 """Starts a plan's workers all at once, watches them, restarts those that die, stops them all.
 
-One that cannot start ends the first start of the whole plan; later it is tried again, more and more
-seldom, also after it was given up. It knows nothing of requests.
+A worker that cannot start fails the first start of the whole plan; later it is retried with
+backoff, also after it was given up. It knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pd_eagle.errors import PdEagleError, StartFailed
+from pd_eagle.workers.heartbeat import Heartbeat
 from pd_eagle.workers.process_stat import cpu_time_s
 from pd_eagle.workers.restarts import RestartHistory, RestartPolicy
 from pd_eagle.workers.run_folder import RunFolder
-from pd_eagle.workers.signs import SignsOfLife
 from pd_eagle.workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Times HANG_TIMEOUT_S until the first answer since a start, and after hangs: 2 to the power of it.
+#: Factor on HANG_TIMEOUT_S until the first result after a start, and how often hangs double it.
 _UNPROVED_TIMES, _LONGEST_HANG_DOUBLINGS = 4, 3
-#: A scheduler that used so much of a silence on the processor was not merely stopped or starved.
+#: A scheduler that used the CPU for this share of a silence was neither stopped nor starved.
 _OWN_DOING_SHARE = 0.5
 
 
@@ -45,7 +45,7 @@ class Supervisor:
     """Owns the workers of one plan.
 
     `on_change` is called when a worker dies, comes back, is suspected or is given up. `on_crash`
-    gets a death of the engine's own making, and returns whether it counts against the worker.
+    gets a crash of the engine's own, and returns whether it counts against the worker.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Supervisor:
         try:
             await asyncio.gather(*starts)
         except BaseException:
-            for start in starts:  # one that still waits for its process must not get it
+            for start in starts:  # one that still waits for its process must not go on
                 start.cancel()
             await self.stop()
             await asyncio.gather(*starts, return_exceptions=True)
@@ -144,7 +144,7 @@ class Supervisor:
         if not task.cancelled() and (error := task.exception()):
             logger.error("a task of the supervisor failed", exc_info=error)
 
-    # --- death and return
+    # --- deaths and restarts
 
     def _on_death(self, worker: Worker, death: Death) -> None:
         said = f"; its last words: {death.crash}" if death.crash else ""
@@ -160,7 +160,7 @@ class Supervisor:
         self._on_change()
 
     def blame(self, name: str) -> None:
-        """Count a crash of that worker after all: no request was its culprit."""
+        """Count a crash of that worker after all: no request caused it."""
         self._histories[name].add()
 
     async def _restart(self, worker: Worker, *, counts: bool) -> None:
@@ -215,27 +215,27 @@ class Supervisor:
         logger.error("%s: %s", worker.name, worker.last_error)
         self._on_change()
 
-    # --- signs of life
+    # --- heartbeats
 
     async def _watch(self, worker: Worker) -> None:
-        signs, life = SignsOfLife(worker), worker.restarts
+        heartbeat, life = Heartbeat(worker), worker.restarts
         while True:
             await asyncio.sleep(min(1.0, self._policy.hang_timeout_s / 4))
             if life != worker.restarts:
-                signs, life = SignsOfLife(worker), worker.restarts
+                heartbeat, life = Heartbeat(worker), worker.restarts
             if worker.state in ("ready", "suspect"):
                 try:
-                    self._judge(worker, await signs.silence_s())
-                except PdEagleError as error:  # it died meanwhile: others are told
+                    self._judge(worker, await heartbeat.silence_s())
+                except PdEagleError as error:  # it died meanwhile, which is reported elsewhere
                     logger.debug("%s: %s", worker.name, error)
-                except Exception:  # a defect must not end the watching
+                except Exception:  # a defect must not end the checks
                     logger.exception("%s could not be checked", worker.name)
 
     def _judge(self, worker: Worker, silence_s: float) -> None:
-        """Suspect a worker that was silent for half of what it may be, and end it after all of it.
+        """Suspect a worker after half of its hang timeout without heartbeat, end it after all.
 
-        The seconds are the worker's own: on a machine with ten times too much to do they take ten
-        times as long.
+        The seconds are the worker's own time: on a machine with ten runnable processes per core
+        they take ten times as long.
         """
         limit_s = self._hang_timeout_s(worker)
         if silence_s < limit_s / 2:
@@ -254,17 +254,17 @@ class Supervisor:
     def _hang_timeout_s(self, worker: Worker) -> float:
         """Return how long `worker` may be silent.
 
-        Longer until it has answered for the first time, and twice as long after each hang: a kernel
-        that takes long to compile must be finished once, or it is compiled again for ever.
+        Longer until its first result, and twice as long after each hang: a kernel that takes long
+        to compile must be compiled to its end once, or every restart compiles it again.
         """
         given_s = self._policy.hang_timeout_s
         known_s = given_s * 2.0 ** min(self._hangs[worker.name], _LONGEST_HANG_DOUBLINGS)
         return known_s if worker.proved else max(known_s, _UNPROVED_TIMES * given_s)
 
     def _own_doing(self, worker: Worker, silence_s: float) -> str | None:
-        """Return what `worker` did since it became suspect, if it is silent by its own doing.
+        """Return what `worker` did since it became suspect, if its own code keeps it silent.
 
-        One that was stopped, or waits for something, is not.
+        None if it was stopped or waits for something.
         """
         busy_before_s, silence_before_s = self._busy_before[worker.name]
         busy_s, passed_s = _busy_s(worker) - busy_before_s, silence_s - silence_before_s

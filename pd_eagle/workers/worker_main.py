@@ -1,7 +1,7 @@
 """The child's side of a worker: one engine, one socket, one task a request.
 
-It starts the engine that the first frame describes, then serves frames until the front says stop or
-is gone. It knows no other worker and nothing of HTTP.
+It starts the engine that the first frame describes, then serves messages until the front sends stop
+or is gone. It knows no other worker and nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def run(data: socket.socket, lifeline: socket.socket, log_fd: int, *, fork: bool
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", force=True
     )
-    faulthandler.enable()  # its last words tell a crash from a kill
+    faulthandler.enable()  # its output tells a crash from a kill
     exit_code = 1
     try:
         exit_code = _start_and_serve(data, fork=fork)
-    except StartFailed:  # a process of the engine's, which has said why itself
+    except StartFailed:  # a process of the engine failed and has printed why
         traceback.print_exc()
     except BaseException:
-        # In SGLang's words, which the front takes for a crash of the engine's own.
+        # SGLang's own wording, by which the front recognises a crash of the engine.
         sys.stderr.write(f"The engine's host process hit an exception: {traceback.format_exc()}")
     finally:
         sys.stdout.flush()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from pd_eagle.messages import Load
-from pd_eagle.workers import own_time, signs
+from pd_eagle.workers import heartbeat, own_time
 from pd_eagle.workers.own_time import OwnTime
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Quiet:
 class Listener:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.machine, self.worker = Machine(), Quiet()
-        self.signs = signs.SignsOfLife(cast("Worker", self.worker))
+        self.signs = heartbeat.Heartbeat(cast("Worker", self.worker))
 
         async def measure(_: Iterable[int]) -> OwnTime:
             return self.machine.clock()

@@ -94,7 +94,7 @@ async def test_nothing_ends_the_watching(monkeypatch: pytest.MonkeyPatch) -> Non
         looks += 1
         raise ZeroDivisionError
 
-    monkeypatch.setattr("pd_eagle.workers.supervisor.SignsOfLife.silence_s", look)
+    monkeypatch.setattr("pd_eagle.workers.supervisor.Heartbeat.silence_s", look)
     watching = asyncio.create_task(supervisor._watch(worker))
     while looks < 3:
         await asyncio.sleep(0.001)

@@ -1,7 +1,7 @@
-"""What keeps neighbours out of an engine's sockets; knows SGLang's and torch's, not what they say.
+"""Protects an engine's sockets from other hosts and from foreign messages.
 
-Messages on them are trusted, so they are to listen on loopback, and what is no message of SGLang's
-must not end the thread that reads them.
+SGLang and torch trust what they receive on them, so they must listen on loopback, and a message
+that is not SGLang's must not end the thread that reads them. It does not know the messages.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _on_the_host_alone(create: Callable[..., Any]) -> Callable[..., Any]:
     return create_on_loopback
 
 
-def _goes_on(thread_name: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+def _restarted(thread_name: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Make a method that starts a thread start it again when the thread has failed."""
 
     def wrap(start: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -95,17 +95,17 @@ MOONCAKE_PREFILL = Override(
     target=f"{_CONN}.mooncake.conn:MooncakeKVManager.start_prefill_thread",
     shape="self",
     because=_BECAUSE,
-    new=_goes_on("bootstrap_thread"),
+    new=_restarted("bootstrap_thread"),
 )
 NIXL_PREFILL = Override(
     target=f"{_CONN}.nixl.conn:NixlKVManager._start_bootstrap_thread",
     shape="self",
     because=_BECAUSE,
-    new=_goes_on("bootstrap_thread_guarded"),
+    new=_restarted("bootstrap_thread_guarded"),
 )
 NIXL_DECODE = Override(
     target=f"{_CONN}.nixl.conn:NixlKVManager._start_decode_listener_thread",
     shape="self",
     because=_BECAUSE,
-    new=_goes_on("decode_listener_thread"),
+    new=_restarted("decode_listener_thread"),
 )

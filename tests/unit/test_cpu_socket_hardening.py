@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pd_eagle.cpu import neighbours
+from pd_eagle.cpu import socket_hardening
 from pd_eagle.overrides import shape_errors
 
 
@@ -28,8 +28,8 @@ def _listening(port: int) -> list[str]:
 
 def test_the_store_listens_on_loopback_alone() -> None:
     rendezvous = importlib.import_module("torch.distributed.rendezvous")
-    assert shape_errors([neighbours.STORE]) == []
-    create = neighbours.STORE.new(rendezvous._create_c10d_store)
+    assert shape_errors([socket_hardening.STORE]) == []
+    create = socket_hardening.STORE.new(rendezvous._create_c10d_store)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     limit = datetime.timedelta(seconds=20)
@@ -63,7 +63,7 @@ def test_a_thread_that_a_message_ended_goes_on(monkeypatch: Any) -> None:
     failed: list[type[BaseException]] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: failed.append(args.exc_type))
     manager = Manager()
-    neighbours._goes_on("bootstrap_thread")(Manager.start)(manager)
+    socket_hardening._restarted("bootstrap_thread")(Manager.start)(manager)
     for message in (b"1", b"garbage", b"2", b"\xff", b"\xfe", b"3"):
         manager.messages.put(message)
     assert [manager.heard.get(timeout=10) for _ in range(3)] == [1, 2, 3]
@@ -75,7 +75,7 @@ def test_a_thread_that_a_message_ended_goes_on(monkeypatch: Any) -> None:
 def test_it_does_not_start_again_where_the_socket_is_closed() -> None:
     manager = Manager()
     before = set(threading.enumerate())
-    neighbours._goes_on("bootstrap_thread")(Manager.start)(manager)
+    socket_hardening._restarted("bootstrap_thread")(Manager.start)(manager)
     started = [thread for thread in threading.enumerate() if thread not in before]
     manager.server_socket.closed = True
     manager.messages.put(b"")
