@@ -166,7 +166,7 @@ async def test_tries_are_limited(forked: Stage) -> None:
 UNRESUMABLE: list[tuple[ServicePolicy, dict[str, Any], str]] = [
     (POLICY, {"json_schema": "{}"}, "json_schema is set"),
     (POLICY, {"frequency_penalty": 0.5}, "frequency_penalty is set"),
-    (replace(POLICY, resume=False), {}, "RESUME is off"),
+    (replace(POLICY, resume=False), {}, "PD_RESUME is off"),
 ]
 
 
