@@ -1,7 +1,7 @@
 """Which models engines on the CPU serve as transformers does, and the reason where one is refused:
 by what config.json says alone; knows neither SGLang nor weights.
 
-An engine that cannot run a model mostly starts all the same: it dies at its first request, or
+An engine that cannot run a model mostly starts nevertheless: it dies at its first request, or
 answers with another model's text. So what is not in the table is refused before the start; every
 row of it is held against transformers, token for token (tests/engine/test_families.py).
 """

@@ -78,7 +78,7 @@ _DRAFT = "SPECULATIVE_DRAFT_MODEL_PATH"
 def _check_on_cpu(
     settings: Settings, target: Description, draft: Description | None
 ) -> tuple[str, ...]:
-    """Refuse what engines on the CPU cannot run; return notes where the user tries all the same."""
+    """Refuse what engines on the CPU cannot run; return notes where the user overrides that."""
     try:
         cpu_families.check("MODEL_PATH", target.name, target.config, settings.speculative_algorithm)
         if draft and draft.name != target.name:
@@ -225,7 +225,7 @@ def _environment(environ: Mapping[str, str], found: Outline, *, embedded: bool) 
 def _loopback(environ: Mapping[str, str]) -> dict[str, str]:
     """Return what makes the engines' own sockets listen on loopback alone: all are on one host.
 
-    SGLang and Mooncake take the network's address otherwise. Whoever names an address is obeyed.
+    SGLang and Mooncake use the network's address otherwise. An address that the user set is kept.
     """
     if environ.get("SGLANG_HOST_IP") or environ.get("HOST_IP"):
         return {}

@@ -37,7 +37,7 @@ class WorkerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who serves what, and the reason in one sentence."""
+    """Which workers serve which role, and the reason in one sentence."""
 
     mode: Literal["pd", "unified"]
     reason: str
