@@ -113,7 +113,7 @@ async def test_who_wants_no_second_try_gets_none_after_a_crash_either(forked: St
     service = await forked.service(
         "prefill", "decode", scripts={"decode-0": POISONED}, policy=policy
     )
-    with pytest.raises(WorkerDied, match="not tried elsewhere: RETRY_LIMIT is 0"):
+    with pytest.raises(WorkerDied, match="not tried elsewhere: PD_RETRY_LIMIT is 0"):
         await text_of(service, request("p"))
     assert deaths(forked) == 1
     assert await text_of(service, request("x")) == answer_to("x")
