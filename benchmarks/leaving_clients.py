@@ -1,9 +1,9 @@
-"""Three times the load that fits, for ten minutes, half of the clients leaving: is a place lost?
+"""Three times the server's capacity for ten minutes, half of the clients leaving: does a slot leak?
 
-Requests come as a Poisson process at three times the rate that this machine was just seen to
-complete, to a server that may run 16 and queue 48 for two seconds each. Every second client closes
-its connection after a random part of the time an answer takes. Afterwards nothing may run or wait,
-and 16 requests must be run at once. Ends with code 1 otherwise.
+Requests arrive as a Poisson process at three times the rate that this machine was just measured to
+complete, at a server that may run 16 and queue 48 for two seconds each. Every second client closes
+its connection after a random part of an answer's time. Afterwards nothing may run or wait, and 16
+requests must run at once. Exits with code 1 otherwise.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _AFTERWARDS_S = 60.0
 
 @dataclass
 class Tally:
-    """What became of the requests. `seen` has what ran and what waited, once a second."""
+    """Outcomes of the requests; `seen` has the numbers running and queued, once a second."""
 
     sent: int = 0
     ends: Counter[str] = field(default_factory=Counter)
@@ -55,7 +55,7 @@ async def stream(client: httpx.AsyncClient, number: int) -> tuple[int, str]:
 
 
 async def capacity(client: httpx.AsyncClient, seconds: float) -> tuple[float, float]:
-    """Return the rate of completed answers with all places taken, and the seconds that one takes"""
+    """Return the completed requests/s with all places taken, and the mean seconds of one."""
     until, took = time.monotonic() + seconds, list[float]()
     numbers = iter(range(10**9))
 
@@ -79,7 +79,7 @@ async def come_and_leave(
     except TimeoutError:
         tally.ends["left"] += 1
         return
-    except httpx.HTTPError as error:  # whatever it is, it is the result
+    except httpx.HTTPError as error:  # any failure is a result
         tally.ends[repr(error)[:80]] += 1
         return
     tally.ends[str(status) if end == "whole" or status in (429, 503, 504) else end] += 1
@@ -89,7 +89,7 @@ async def come_and_leave(
 
 
 async def arrivals(rate: float, seconds: float, draw: random.Random) -> AsyncIterator[int]:
-    """Yield a number at each arrival of a Poisson process with `rate` a second."""
+    """Yield a number at each arrival of a Poisson process with `rate` per second."""
     due = time.monotonic()
     until, number = due + seconds, 0
     while due < until:
@@ -110,7 +110,9 @@ async def overload(server: ServerProcess, seconds: float, seed: int) -> dict[str
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=PLACES)
     async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
         fits, answer_s = await capacity(client, min(20.0, seconds / 2))
-        tell(f"{fits:.1f} answers/s fit, each in {answer_s:.2f} s; now {TIMES_THE_LOAD:g} times it")
+        tell(
+            f"{fits:.1f} requests/s fit, each in {answer_s:.2f} s; now {TIMES_THE_LOAD:g} times it"
+        )
         start = time.monotonic()
         watching = asyncio.create_task(watch(server, tally))
         async with asyncio.TaskGroup() as clients:

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import compact_json
 from pd_eagle import PDEngine
 from tools.draft.tasks import EVERYDAY
 
@@ -98,7 +99,7 @@ def main() -> None:
         "runs": runs,
     }
     if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        compact_json.write(args.json, report)
 
 
 if __name__ == "__main__":

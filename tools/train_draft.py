@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from benchmarks import compact_json
 from tools.draft import answers, corpus, evaluation, prompts, training
 from tools.draft import model as drafts
 from tools.draft import target as targets
@@ -168,7 +169,7 @@ def evaluate(run: Run) -> None:
         "acceptance": [_acceptance(tree, by) for tree, by in result.items()],
         "made_by": json.loads(made.read_text()) if made.exists() else None,
     }
-    (run.work / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+    compact_json.write(run.work / "evaluation.json", report)
 
 
 def _held_out(run: Run) -> list[Conversation]:
