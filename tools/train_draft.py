@@ -246,6 +246,16 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     places = 3_500_000 if cuda else 1 << 16
     p.add_argument("--cache-tokens", type=int, default=places, help="23 kB each for SmolLM2-135M")
     p.add_argument("--shard", type=int, default=49_152 if cuda else 256, help="prompts a save")
+    _data_arguments(p)
+    _training_arguments(p, cuda=cuda)
+    p.add_argument("--evaluate-max", type=int, default=0, help="conversations; 0 for all")
+    parsed = p.parse_args(given)
+    parsed.given = list(sys.argv[1:] if given is None else given)
+    parsed.target = parsed.target or embedded_target()
+    return parsed
+
+
+def _data_arguments(p: argparse.ArgumentParser) -> None:
     data = p.add_argument_group("data")
     data.add_argument("--magpie", type=int, default=100_000, help="user turns to sample")
     data.add_argument("--templated", type=int, default=50_000)
@@ -255,6 +265,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     data.add_argument("--max-new", type=int, default=256, help="tokens of one answer")
     data.add_argument("--max-length", type=int, default=1024, help="tokens of a conversation")
     data.add_argument("--greedy-share", type=float, default=0.7)
+
+
+def _training_arguments(p: argparse.ArgumentParser, *, cuda: bool) -> None:
     fit = p.add_argument_group("training")
     fit.add_argument("--steps", type=int, default=4000)
     fit.add_argument("--stop-at", type=int, help="leave a checkpoint at this step")
@@ -267,11 +280,6 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     fit.add_argument("--token", type=float, default=1.0)
     fit.add_argument("--noise", type=float, default=0.05)
     fit.add_argument("--logit-rows", type=int, default=8192 if cuda else 512)
-    p.add_argument("--evaluate-max", type=int, default=0, help="conversations; 0 for all")
-    parsed = p.parse_args(given)
-    parsed.given = list(sys.argv[1:] if given is None else given)
-    parsed.target = parsed.target or embedded_target()
-    return parsed
 
 
 def main(given: Sequence[str] | None = None) -> None:
