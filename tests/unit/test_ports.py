@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -21,8 +22,16 @@ NAMES = ["prefill-0", "prefill-1"]
 
 @pytest.fixture
 def used() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]
+    with listener() as one:
+        yield one.getsockname()[1]
+
+
+def listener() -> socket.socket:
+    """Listen below the ephemeral range, where no client of a busy machine gets the next port."""
+    for port in range(20_001, 32_001, 10):
+        with contextlib.suppress(OSError):
+            return socket.create_server(("127.0.0.1", port))
+    raise OSError("no free port below the ephemeral range")
 
 
 def test_every_prefill_worker_and_every_start_gets_a_port_of_its_own() -> None:
