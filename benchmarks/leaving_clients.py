@@ -126,9 +126,9 @@ async def overload(server: ServerProcess, seconds: float, seed: int) -> dict[str
     return {
         "seconds": seconds,
         "places": PLACES,
-        "fits_per_s": round(fits, 2),
+        "fits_requests_per_s": round(fits, 2),
         "answer_s": round(answer_s, 2),
-        "offered_per_s": round(tally.sent / seconds, 2),
+        "offered_requests_per_s": round(tally.sent / seconds, 2),
         "sent": tally.sent,
         "ends": dict(tally.ends.most_common()),
         "completed_seconds": percentiles(tally.seconds),

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.failure_sections import (
+    abort_storm,
+    fuzz,
+    leaving_clients,
+    overload,
+    poison,
+    soak,
+)
+from benchmarks.markdown_table import table
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 Result = dict[str, Any]
 _PROFILED_FUNCTIONS = 16
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def tree(of: list[int] | None) -> str:
@@ -95,45 +99,6 @@ def eagle_speed(result: Result) -> str:
     return table([*head, "tokens per verification"], rows) + f"\n{said}\n"
 
 
-def soak(result: Result) -> str:
-    found, pause = result["summary"], result["summary"]["longest_pause_s"]
-    return (
-        f"{found['strikes']} processes killed or stopped in {found['seconds']:.0f} s "
-        f"({found['transfer']}): {found['requests_sent']} requests sent, {found['answered']} "
-        f"answered, {found['wrong']} wrong, {found['failed']} failed, "
-        f"{found['failed_503_plan_down']} refused because the plan was down. Longest pause within "
-        f"an answer: median {pause['p50']} s, maximum {pause['max']} s, because restarts back "
-        "off.\n"
-    )
-
-
-def poison(result: Result) -> str:
-    found, pause = result["summary"], result["summary"]["honest_longest_pause_s"]
-    restarts = ", ".join(f"{name} {count}" for name, count in found["restarts"].items())
-    return (
-        f"{found['honest_streams_at_a_time']} streams at a time, and for {found['seconds']:.0f} s "
-        f"every 5 s a request that crashes the engine it is in ({found['poison_sent']} of them): "
-        f"{found['honest_exact']} of {found['honest_sent']} texts exact, {found['honest_failed']} "
-        f"failed, {found['workers_given_up']} workers given up. {found['engine_deaths']} engine "
-        f"deaths; restarts: {restarts}. Longest pause within an answer: median {pause['p50']} s, "
-        f"maximum {pause['max']} s, because restarts compete for the CPU.\n"
-    )
-
-
-def abort_storm(result: Result) -> str:
-    found = result["summary"]
-    moments = ", ".join(f"{name} {count}" for name, count in sorted(found["moments"].items()))
-    rows = [
-        [name, *found["before"]["workers"][name], *found["after"]["workers"][name]]
-        for name in found["before"]["workers"]
-    ]
-    head = ["worker", "running before", "KV tokens before", "running after", "KV tokens after"]
-    return (
-        f"{found['requests']} requests aborted: {moments}. The next request took "
-        f"{found['the_next_request_s']} s.\n\n" + table(head, rows)
-    )
-
-
 def loop_stall(result: Result) -> str:
     found, beside = result["summary"], result["summary"]["a_chat_beside_four_of_12_mib"]
     longest = sorted(result["rows"].items(), key=lambda item: -item[1]["stall_ms"])[:12]
@@ -152,23 +117,6 @@ def loop_stall(result: Result) -> str:
         f"{found['longest_stall_ms']} ms ({found['of']}). A small chat beside four large ones took "
         f"{beside['honest_s']:.3f} s, the slowest of those {beside['large_s']:.3f} s.\n\n"
         + table(["request", "bytes", "status", "stall, ms", "answer, s"], rows)
-    )
-
-
-def overload(result: Result) -> str:
-    found = result["summary"]
-    rows = [
-        [n + 1, *(statuses.get(code, 0) for code in ("200", "429", "503")), rss]
-        for n, (statuses, rss) in enumerate(
-            zip(found["statuses"], found["front_rss_mib"][1:], strict=True)
-        )
-    ]
-    live = found["live_s"]
-    return (
-        f"{found['requests_a_burst']} requests at once, of which 64 may run. Latency of "
-        f"`/health/live` meanwhile: median {live['p50']} s, maximum {live['max']} s. Resident "
-        f"memory of the front before: {found['front_rss_mib'][0]} MiB.\n\n"
-        + table(["burst", "200", "429", "503", "front after it, MiB"], rows)
     )
 
 
@@ -320,6 +268,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "soak": ("Processes killed under load", soak),
     "soak_mooncake": ("Processes killed under load, Mooncake", soak),
     "poison": ("Requests that crash engines", poison),
+    "fuzz": ("Requests of any form", fuzz),
+    "leaving_clients": ("Three times the load, clients leaving", leaving_clients),
     "abort_storm": ("Aborted requests", abort_storm),
     "overload": ("Overload", overload),
     "loop_stall": ("One request against the event loop", loop_stall),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.journal import outcome
 from benchmarks.gpu.stage import STAGES, stage_file
+from benchmarks.markdown_table import table
 from benchmarks.provenance import RESULTS
-from benchmarks.sections import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
