@@ -51,9 +51,10 @@ def leaving_clients(result: Result) -> str:
     found = result["summary"]
     ends = ", ".join(f"{end}: {n}" for end, n in sorted(found["ends"].items()))
     return (
-        f"{found['offered_requests_per_s']} requests/s offered for {found['seconds']:.0f} s to a server "
-        f"that completes {found['fits_requests_per_s']}/s, every second client leaving ({ends}). "
-        f"Afterwards {found['inflight_afterwards']} running and {found['queued_afterwards']} "
+        f"{found['offered_requests_per_s']} requests/s offered for {found['seconds']:.0f} s to a "
+        f"server that completes {found['fits_requests_per_s']}/s, every second client leaving "
+        f"({ends}). Afterwards {found['inflight_afterwards']} running and "
+        f"{found['queued_afterwards']} "
         f"waiting, and {found['whole_together_afterwards']} of {found['places']} places taken at "
         f"once gave whole answers; {found['restarts']} restarts.\n"
     )
