@@ -63,7 +63,9 @@ async def ask_all(engine: PDEngine) -> Answers:
 
 
 def engine(**settings: object) -> PDEngine:
-    return PDEngine(engine_args={"dtype": "float32"}, **settings)
+    # A sampled JSON may else be whitespace to its last token.
+    arguments = {"dtype": "float32", "constrained_json_disable_any_whitespace": True}
+    return PDEngine(engine_args=arguments, **settings)
 
 
 @pytest.fixture(scope="module")

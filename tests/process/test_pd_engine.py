@@ -428,9 +428,9 @@ def test_a_cell_run_again_leaves_one_engine(start: Start, mark: str) -> None:
 
 
 def test_a_start_waits_for_those_that_end(start: Start, mark: str) -> None:
-    engine = start(disagg_bootstrap_port=39871)
+    engine = start(disagg_bootstrap_port=31_771)
     del engine
-    with start(disagg_bootstrap_port=39871) as engine:  # else: somebody uses it
+    with start(disagg_bootstrap_port=31_771) as engine:  # else: somebody uses it
         assert engine.generate("a", SHORT)["text"] == answer_to("a", 4)
 
 

@@ -42,6 +42,14 @@ def shared_memory(mark: str) -> set[str]:
     return {file.name for file in Path("/dev/shm").glob(f"sglang_loads_pd_eagle-run-*_{mark}.shm")}
 
 
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored() -> Iterator[None]:
+    """Under `nohup` SIGHUP is: servers would inherit that, and rightly go on."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(autouse=True, params=["uvloop", "asyncio"])
 def loop_of_the_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both event loops."""
