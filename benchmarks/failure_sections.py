@@ -36,13 +36,15 @@ def poison(result: Result) -> str:
 
 def fuzz(result: Result) -> str:
     found, live = result["summary"], result["summary"]["live_s"]
-    statuses = ", ".join(f"{status}: {n}" for status, n in sorted(found["statuses"].items()))
+    ends = found["statuses"]
+    statuses = ", ".join(f"{status}: {n}" for status, n in sorted(ends.items()))
+    errors = sum(n for status, n in ends.items() if status.startswith("5"))
     return (
         f"{found['sent']} requests drawn from the schemas of SGLang's request classes "
-        f"({statuses}): {found['failures']} failures (a 500, no answer, a worker that died), "
-        f"{found['worker_restarts']} worker restarts; {found['inflight_afterwards']} requests "
-        f"open afterwards. `/health/live` answered within {live['p99']} s at the 99th "
-        f"percentile, {live['max']} s at most. The slowest answer took "
+        f"({statuses}; 200+ is a stream that ended with an error event): {errors} answered with "
+        f"5xx, {ends.get('timeout', 0)} not answered, {found['worker_restarts']} worker restarts, "
+        f"{found['inflight_afterwards']} open afterwards. `/health/live` answered within "
+        f"{live['p99']} s at the 99th percentile, {live['max']} s at most. The slowest answer took "
         f"{found['slowest_answer_s']} s.\n"
     )
 

@@ -47,6 +47,7 @@ _PATTERNS = [
     "(a+)+$", "(a|a)*b", "[", "(", "a{1,99999}", "(?=a)b", r"(?P<x>a)(?P=x)", r"\d{3}", ".*",
     "((((((((((a*)*)*)*)*)*)*)*)*)*)*", "(?i)w1", "[\\s\\S]{0,500}", "a{99999999999}", "\\", "|",
 ]  # fmt: skip
+_GRAMMAR_FIELDS = {"regex", "ebnf", "json_schema", "response_format", "structural_tag", "tools"}
 _GRAMMARS = ['root ::= "w1"', "root ::= root", "root ::= [", 'root ::= "a" | root "b"', "x"]
 
 
@@ -321,6 +322,8 @@ def _allowed(outcome: str, body: Body) -> bool:
     refused = ("503 overloaded", "200+overloaded", "429 ")
     if outcome.startswith(refused) or outcome == "200":
         return True
+    if outcome == "200+invalid_request_error":  # it had begun when its grammar had no token left
+        return not _GRAMMAR_FIELDS.isdisjoint(body)
     if outcome in ("504 deadline_exceeded", "200+deadline_exceeded"):
         return "timeout" in body
     return outcome.startswith("4") and not outcome.endswith("without an error body")
