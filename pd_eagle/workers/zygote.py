@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -50,9 +51,18 @@ class ZygoteProcess:
     answers: socket.socket
     lifeline: socket.socket
 
+    def kill(self) -> None:
+        """Kill the zygote, which is not reaped yet; workers that it has forked live on.
+
+        Closing its lifeline is not enough: it may have been stopped before it listened to that.
+        """
+        self.lifeline.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
     def discard(self) -> None:
         """End a zygote that was never used."""
-        self.lifeline.close()  # the kernel kills it
+        self.kill()
         for end in (self.requests, self.answers):
             end.close()
         with contextlib.suppress(ChildProcessError):
@@ -146,6 +156,7 @@ class ZygoteLauncher:
         self._forked: asyncio.Future[int] | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._early_exits: dict[int, int] = {}
+        self._reaped = False
         self._gone = asyncio.Event()
         self._reaping: set[asyncio.Task[None]] = set()
 
@@ -195,7 +206,7 @@ class ZygoteLauncher:
         """Kill the zygote; its workers live on."""
         logger.error("the zygote (pid %d) is killed: %s", self._process.pid, why)
         self._gone.set()
-        self._process.lifeline.close()
+        self._process.kill()
         return StartFailed(f"the zygote hangs: {why}")
 
     def _on_message(self, message: FromZygote) -> None:
@@ -248,15 +259,17 @@ class ZygoteLauncher:
 
         It is asked first, and killed after a few seconds; at once by a second call.
         """
+        if self._reaped:
+            return  # its pid may be another process' by now
         self._process.requests.close()
         if self._closing or self._imported.cancelled() or not self._imported.done():
-            self._process.lifeline.close()  # it does not read requests, or not yet
+            self._process.kill()  # it does not read requests, or not yet
         self._closing = True
         try:
             await asyncio.wait_for(wait_ended(self._process.pid), _CLOSE_TIMEOUT_S)
         except TimeoutError:
             logger.warning("the zygote (pid %d) does not end: it is killed", self._process.pid)
-            self._process.lifeline.close()
+            self._process.kill()
             await wait_ended(self._process.pid)  # SIGKILL also ends a stopped process
         self._process.lifeline.close()
         self._channel.close()
@@ -267,3 +280,4 @@ class ZygoteLauncher:
         await asyncio.gather(*self._reaping)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._process.pid, 0)  # noqa: ASYNC222 - it has ended
+        self._reaped = True

@@ -278,3 +278,33 @@ async def test_one_that_hangs_does_not_keep_its_close(impatient: None) -> None:
     await launcher.ready()
     os.kill(launcher._process.pid, signal.SIGSTOP)
     await launcher.close()
+
+
+def stopped_before_its_first_line() -> ZygoteProcess:
+    """Return a zygote that has not yet tied its life to the front's, and never will."""
+    process = subprocess.Popen(["sleep", "300"])
+    os.kill(process.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    process.returncode = 0  # the zygote's owner reaps it
+    ends = [socket.socketpair() for _ in range(3)]
+    for _, far in ends:
+        far.close()
+    return ZygoteProcess(process.pid, *(near for near, _ in ends))
+
+
+def exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_one_that_stops_before_its_first_line_is_discarded() -> None:
+    found = stopped_before_its_first_line()
+    found.discard()
+    assert not exists(found.pid)
+
+
+async def test_one_that_stops_before_its_first_line_is_closed() -> None:
+    found = stopped_before_its_first_line()
+    launcher = ZygoteLauncher(found)
+    await launcher.close()
+    await launcher.close()
+    assert not exists(found.pid)
