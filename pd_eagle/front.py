@@ -205,8 +205,9 @@ class Front(Generic[ApiT]):
         """Kill every process at once, from any thread; `stop` cleans up after it."""
         self.service.kill()
         if self._zygote is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._zygote.pid, signal.SIGKILL)
+            for kill in (os.killpg, os.kill):  # it may not lead its group yet
+                with contextlib.suppress(ProcessLookupError):
+                    kill(self._zygote.pid, signal.SIGKILL)
 
     @property
     def failed(self) -> bool:
