@@ -26,7 +26,11 @@ QUESTIONS = [f"Explain {topic} to a child in a few sentences." for topic in TOPI
 ]
 SCHEMA = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 30}, "age": {"type": "integer"}},
+    # Bounded: a sampled number may else have digits to the answer's last token.
+    "properties": {
+        "name": {"type": "string", "maxLength": 30},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+    },
     "required": ["name", "age"],
     "additionalProperties": False,
 }
