@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pd_eagle.errors import EngineCrashed, NotServing, PdEagleError, TransferFailed, WorkerDied
 from pd_eagle.plan import speculation
+from pd_eagle.plan.tuning import TOKENS_PER_REQUEST
 from pd_eagle.requests import bottleneck, gate, handoff
 from pd_eagle.requests.admission import Admission, Limits
 from pd_eagle.requests.attempts import Attempts
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
     from pd_eagle.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
-
-#: KV tokens that stand for one request where PD_MAX_INFLIGHT is unset.
-_TOKENS_PER_REQUEST = 256
 
 
 class Service:
@@ -134,7 +132,7 @@ class Service:
         """Derive how much may run at once from the KV pools of the engines that answer."""
         serving = [w.info for w in self.workers if w.info is not None and w.role != "prefill"]
         tokens = sum(info.max_total_tokens for info in serving)
-        inflight = self._policy.max_inflight or max(tokens // _TOKENS_PER_REQUEST, 8)
+        inflight = self._policy.max_inflight or max(tokens // TOKENS_PER_REQUEST, 8)
         queue = self._policy.max_queue
         self.admission.limits = Limits(
             inflight,
