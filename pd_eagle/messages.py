@@ -14,6 +14,8 @@ import msgspec
 from msgspec import Struct
 
 Role = Literal["prefill", "decode", "unified"]
+#: What an engine can be told to do beside its requests; SGLang's own names.
+ControlName = Literal["flush_cache", "get_server_info", "start_profile", "stop_profile"]
 
 
 class Options(Struct, frozen=True, omit_defaults=True):
@@ -113,6 +115,14 @@ class Ping(Struct, frozen=True, tag="ping"):
     seq: int
 
 
+class Control(Struct, frozen=True, tag="control"):
+    """Have the engine do `name`; its `ControlResult` has the same `seq`."""
+
+    seq: int
+    name: ControlName
+    arguments: dict[str, Any] = {}
+
+
 class Stop(Struct, frozen=True, tag="stop"):
     """End the engine and the process; requests still open are aborted."""
 
@@ -155,6 +165,14 @@ class Pong(Struct, frozen=True, tag="pong"):
     load: Load | None
 
 
+class ControlResult(Struct, frozen=True, tag="control_result"):
+    """What the engine said, or why it could not."""
+
+    seq: int
+    value: Any = None
+    error: str | None = None
+
+
 def fingerprint(request: Request) -> bytes | None:
     """Return what two requests have in common that ask for the same; None if it cannot be sent."""
     asked = (request.input_ids, request.sampling_params, request.options)
@@ -166,5 +184,5 @@ def fingerprint(request: Request) -> bytes | None:
 
 
 Event = Delta | Failed
-ToWorker = Submit | Abort | Ping | Stop
-FromWorker = Ready | StartFailure | Delta | Failed | Pong
+ToWorker = Submit | Abort | Ping | Control | Stop
+FromWorker = Ready | StartFailure | Delta | Failed | Pong | ControlResult

@@ -212,6 +212,19 @@ class ScriptedEngine:
     def event_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop
 
+    async def control(self, name: str, arguments: dict[str, Any]) -> Any:
+        say(f"{name} {arguments}")
+        match name:
+            case "flush_cache":
+                idle = self._running == 0
+                return {"success": idle, "message": "" if idle else "requests are running"}
+            case "get_server_info":
+                return {"model_path": "letters", "internal_states": [{"running": self._running}]}
+            case "stop_profile":
+                raise RuntimeError("no profile was started")
+            case _:
+                return object() if arguments.get("output_dir") == "/unsendable" else None
+
     def load(self) -> Load | None:
         at = self._silent_since or time.time()
         return self._script.load or Load(snapshot_at=at, running=self._running)

@@ -32,7 +32,7 @@ TOP = {
 # Foreign library → the modules that may import it.
 DOORS: dict[str, set[str]] = {
     "pynvml": {"plan.nvml"},
-    "sglang": {"workers.engine", "http.openai_api", "cpu"},
+    "sglang": {"workers.engine", "workers.engine_control", "http.openai_api", "cpu"},
     # The engine's door writes the token map in torch's own form.
     "torch": {"cpu", "demo", "workers.engine"},
     "transformers": {"demo"},
@@ -59,6 +59,7 @@ DOORS: dict[str, set[str]] = {
         "workers.channel",
         "workers.frames",
         "workers.engine",
+        "workers.engine_control",
         "workers.worker_main",
         "workers.zygote_main",
         "requests.handoff",

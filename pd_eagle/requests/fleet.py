@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pd_eagle.errors import TransferFailed
+from pd_eagle.errors import DeadlineExceeded, NotServing, PdEagleError, TransferFailed
 from pd_eagle.requests import gate, probe
 from pd_eagle.requests.canary import Canary
 from pd_eagle.requests.router import Router
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pd_eagle.messages import EngineInfo
+    from pd_eagle.messages import ControlName, EngineInfo
     from pd_eagle.plan.placement import Plan
     from pd_eagle.requests.policy import ServicePolicy
     from pd_eagle.requests.router import Pair
@@ -90,6 +90,30 @@ class Fleet:
                 logger.warning("%s did not carry its first token: %s", pair.name, error)
             else:
                 return
+
+    async def control(
+        self, name: ControlName, arguments: dict[str, Any] | None = None, *, timeout_s: float
+    ) -> dict[str, Any]:
+        """Have every engine that serves do `name`; return what each says, by worker.
+
+        Raises `EngineError` for one that fails, `WorkerDied` for one that dies of it,
+        `DeadlineExceeded`; then others may have done it. `NotServing` where none serves.
+        """
+        serving = [worker for worker in self.workers if worker.state in ("ready", "suspect")]
+        if not serving:
+            raise NotServing(f"{name}: the service is {self.status}, no engine serves")
+        asked = (worker.control(name, arguments or {}) for worker in serving)
+        try:
+            async with asyncio.timeout(timeout_s):
+                said = await asyncio.gather(*asked, return_exceptions=True)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{name}: not done within {timeout_s:g} s") from None
+        for worker, found in zip(serving, said, strict=True):
+            if isinstance(found, PdEagleError):
+                raise type(found)(f"{worker.name}: {found}")
+            if isinstance(found, BaseException):
+                raise found
+        return {worker.name: found for worker, found in zip(serving, said, strict=True)}
 
     def learn_limits(self) -> None:
         self.limits = gate.smallest([w.info for w in self.workers if w.info is not None])

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _LAST_LINES = 15
+#: From an engine's last words to its death: SGLang may take a while to clean up.
+LAST_WORDS_S = 10.0
 
 _EXCEPTION_LINE = re.compile(
     r"^(?:\[[^]]*\]\s*)?[\w.]*(?:Error|Exception|Interrupt|Failed)\b:? ?.*"

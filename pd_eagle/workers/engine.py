@@ -21,7 +21,7 @@ from pd_eagle.errors import EngineError, InvalidRequest, Overloaded, StartFailed
 from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load
 from pd_eagle.overrides import Override, apply
 from pd_eagle.plan import cuda_answers
-from pd_eagle.workers import grammar_dead_ends
+from pd_eagle.workers import engine_control, grammar_dead_ends
 from pd_eagle.workers.acceptance import Acceptance
 from pd_eagle.workers.forked_engine import forking
 from pd_eagle.workers.run_folder import instance_id
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 
-    from pd_eagle.messages import Submit
+    from pd_eagle.messages import ControlName, Submit
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,9 @@ class Engine(Protocol):
 
     def load(self) -> Load | None:
         """Return the newest load snapshot; None before the first."""
+
+    async def control(self, name: ControlName, arguments: dict[str, Any]) -> Any:
+        """Do what `name` says; return what there is to say of it, in JSON's types."""
 
     def event_loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop in which `generate` must be iterated."""
@@ -130,6 +133,9 @@ class _SGLangEngine:
         if reason is not None:
             self._acceptance.note(meta)
         return Delta(rid, chunk["text"], chunk["output_ids"], changed, reason is not None)
+
+    async def control(self, name: ControlName, arguments: dict[str, Any]) -> Any:
+        return await engine_control.control(self._engine, name, arguments)
 
     def load(self) -> Load | None:
         snapshots = self._tokenizer_manager.load_snapshot_reader.read_all()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pd_eagle.errors import InvalidRequest, NotServing, PdEagleError, StartFailed, WorkerDied
 from pd_eagle.messages import (
     Abort,
+    ControlResult,
     Delta,
     Event,
     Failed,
@@ -31,9 +32,9 @@ from pd_eagle.workers.channel import Channel, Traffic
 from pd_eagle.workers.death import Death
 from pd_eagle.workers.open_requests import OpenRequests
 from pd_eagle.workers.output_tail import OutputTail
-from pd_eagle.workers.pings import Pings
 from pd_eagle.workers.process_exit import when_ended
 from pd_eagle.workers.process_stat import wait_status
+from pd_eagle.workers.questions import Questions
 from pd_eagle.workers.worker_main import WorkerSpec
 from pd_eagle.workers.worker_state import TRANSITIONS
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pd_eagle.messages import EngineInfo, Load, Role, ToWorker
+    from pd_eagle.messages import ControlName, EngineInfo, Load, Role, ToWorker
     from pd_eagle.plan.placement import WorkerPlan
     from pd_eagle.workers.launch import Launch, WorkerProcess
     from pd_eagle.workers.worker_state import State
@@ -50,8 +51,6 @@ logger = logging.getLogger(__name__)
 engine_output = logging.getLogger("pd_eagle.engine_output")
 
 _STOP_TIMEOUT_S = 5.0
-# From an engine's last words to its death: SGLang may take a while to clean up.
-_LAST_WORDS_S = 10.0
 
 
 class Worker:
@@ -75,7 +74,7 @@ class Worker:
         self.proved = False
         self._on_death = on_death
         self._requests = OpenRequests()
-        self._pings = Pings(self._send)
+        self._questions = Questions(self._send)
         self._process: WorkerProcess | None = None
         self._channel: Channel[FromWorker] | None = None
         self._output: OutputTail | None = None
@@ -116,8 +115,7 @@ class Worker:
         """Why its processes are spawned, or one of them; None where all are forked."""
         if self._process is None:
             return None
-        own = self._process.spawned_because
-        return own or (self.info.spawned_because if self.info else None)
+        return self._process.spawned_because or (self.info.spawned_because if self.info else None)
 
     @property
     def inflight(self) -> int:
@@ -145,7 +143,7 @@ class Worker:
         self._start_began = time.monotonic()
         self.bootstrap_port, self.temp_dir = launch.bootstrap_port, launch.temp_dir
         self.info, self.load, self._eof, self.proved = None, None, False, False
-        self._pings = Pings(self._send)
+        self._questions = Questions(self._send)
         self._requests.forget_aborted()
         launch.temp_dir.mkdir(parents=True, exist_ok=True)
         self._process = process = await launch.launcher.launch()
@@ -236,11 +234,11 @@ class Worker:
         # A dead scheduler takes its host with it only seconds later (SGLang 0.5.23); its pidfd
         # tells at once.
         for pid in pids:
-            if self._process is None:  # one of them was gone already
-                return
+            if self._process is None:
+                return  # one of them was gone already
             how = f"its scheduler (pid {pid}) died"
-            stop_waiting = when_ended(pid, partial(self.declare_dead, how, pid=pid))
-            self._scheduler_watches.append(stop_waiting)
+            died = partial(self.declare_dead, how, pid=pid)
+            self._scheduler_watches.append(when_ended(pid, died))
 
     def declare_dead(self, how: str, own_doing: str | None = None, pid: int | None = None) -> None:
         """Treat a serving worker as dead because of `how`: kill it, fail its requests.
@@ -258,14 +256,14 @@ class Worker:
         status = None if pid is None else death.attempt(self.name, wait_status, pid)
         death.attempt(self.name, self._release)  # reads the last output
         crash = death.attempt(self.name, self._crash) or death.crash_by(status) or own_doing
-        self._pings.fail(f"{self.name}: {how}")
+        self._questions.fail(f"{self.name}: {how}")
         self._fail_requests(WorkerDied.code, how)
         death.attempt(self.name, self._on_death, self, Death(how, rids, crash))
 
     def _crash(self) -> str | None:
         """Return what the engine wrote of its own crash, None if it wrote nothing."""
         assert self._output is not None
-        return death.crash_in(self._output.lines_of_last(_LAST_WORDS_S))
+        return death.crash_in(self._output.lines_of_last(death.LAST_WORDS_S))
 
     def _fail_requests(self, code: str, how: str) -> None:
         for rid, sink in self._requests.close_all().items():
@@ -289,15 +287,21 @@ class Worker:
 
     async def ping(self) -> Load | None:
         """Return the engine's newest load. Raises `WorkerDied` if the worker dies meanwhile."""
+        await self._asked().ping()
+        return self.load
+
+    async def control(self, name: ControlName, arguments: dict[str, Any]) -> Any:
+        """Have the engine do `name`; return what it says. Raises `EngineError` or `WorkerDied`."""
+        return await self._asked().control(name, arguments)
+
+    def _asked(self) -> Questions:
         if self._channel is None or self.state not in ("ready", "suspect"):
             raise WorkerDied(f"{self.name} is {self.state}")
-        await self._pings.ping()
-        return self.load
+        return self._questions
 
     def ask(self) -> None:
         """Request the newest load without waiting, unless the answer to the last one is due."""
-        if self._channel is not None:
-            self._pings.ping_without_waiting()
+        self._questions.ping_without_waiting()
 
     def _send(self, message: ToWorker) -> None:
         if self._channel is not None:
@@ -310,7 +314,9 @@ class Worker:
                 self._deliver(message)
             case Pong(seq, load):
                 self.load = load
-                self._pings.pong(seq)
+                self._questions.pong(seq)
+            case ControlResult():
+                self._questions.answered(message)
             case Ready(info):
                 self._resolve_start(info)
             case StartFailure(text):

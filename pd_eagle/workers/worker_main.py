@@ -24,6 +24,8 @@ import msgspec
 from pd_eagle.errors import EngineError, StartFailed
 from pd_eagle.messages import (
     Abort,
+    Control,
+    ControlResult,
     Delta,
     Failed,
     Ping,
@@ -39,6 +41,8 @@ from pd_eagle.workers.channel import Channel
 from pd_eagle.workers.lifeline import lead_group_bound_to
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from pd_eagle.workers.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -126,16 +130,20 @@ class _Server:
     def _on_message(self, message: ToWorker) -> None:
         match message:
             case Submit():
-                self._submit(message)
+                self._begin(message.request.rid, self._generate(message))
             case Abort(rid):
                 if task := self._tasks.get(rid):
                     task.cancel()
             case Ping(seq):
                 self._channel.send(Pong(seq, self._engine.load()))
+            case Control():
+                self._begin(f"control {message.seq}", self._control(message))
             case Stop():
                 self._stopped.set()
 
-    def _on_unsendable(self, message: Any, why: str) -> Failed | None:
+    def _on_unsendable(self, message: Any, why: str) -> Failed | ControlResult | None:
+        if isinstance(message, ControlResult):
+            return ControlResult(message.seq, error=f"what the engine said cannot be sent: {why}")
         if not isinstance(message, Delta):
             logger.error("%s is not sent: %s", type(message).__name__, why)
             return None
@@ -148,11 +156,9 @@ class _Server:
             # The lifeline has most likely ended this process already.
             os.killpg(0, signal.SIGKILL)
 
-    def _submit(self, submit: Submit) -> None:
-        rid = submit.request.rid
-        task = asyncio.get_running_loop().create_task(self._generate(submit), name=rid)
-        self._tasks[rid] = task
-        task.add_done_callback(lambda _: self._tasks.pop(rid, None))
+    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks[name] = task = asyncio.get_running_loop().create_task(work, name=name)
+        task.add_done_callback(lambda _: self._tasks.pop(name, None))
 
     async def _generate(self, submit: Submit) -> None:
         # Cancelling this task is the abort: SGLang drops an abort_request for a rid that it has
@@ -164,6 +170,15 @@ class _Server:
         except Exception as error:
             logger.exception("request %s failed in the engine", rid)
             self._channel.send(Failed(rid, EngineError.code, f"{type(error).__name__}: {error}"))
+
+    async def _control(self, control: Control) -> None:
+        try:
+            value = await self._engine.control(control.name, control.arguments)
+            self._channel.send(ControlResult(control.seq, value))
+        except Exception as error:
+            logger.exception("%s failed in the engine", control.name)
+            why = f"{type(error).__name__}: {error}"
+            self._channel.send(ControlResult(control.seq, error=why))
 
 
 def main(argv: list[str]) -> None:

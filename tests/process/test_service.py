@@ -281,3 +281,34 @@ class SlowSecond:
 
     async def close(self) -> None:
         """Leave the launcher to its owner."""
+
+
+# --- what every engine is told
+
+
+async def test_every_engine_is_told_and_says_what_it_did(forked: Stage) -> None:
+    service = await forked.service(*ONE_PAIR)
+    flushed = await service.fleet.control("flush_cache", timeout_s=5)
+    done = {"success": True, "message": ""}
+    assert flushed == {"prefill-0": done, "decode-0": done}
+    await service.fleet.control("start_profile", {"num_steps": 2}, timeout_s=5)
+    await forked.journal.line("decode-0 .* start_profile .*'num_steps': 2")
+    with pytest.raises(EngineError, match=r"0: stop_profile: RuntimeError: no profile was started"):
+        await service.fleet.control("stop_profile", timeout_s=5)
+    with pytest.raises(EngineError, match="what the engine said cannot be sent"):
+        await service.fleet.control("start_profile", {"output_dir": "/unsendable"}, timeout_s=5)
+    assert await text_of(service.stream(request("a"))) == answer_to("a")
+
+
+async def test_an_engine_that_does_not_answer_is_waited_for_no_longer(forked: Stage) -> None:
+    service = await forked.service(*UNIFIED)
+    os.kill(pids(service)[0], signal.SIGSTOP)
+    with pytest.raises(DeadlineExceeded, match=r"flush_cache: not done within 0\.1 s"):
+        await service.fleet.control("flush_cache", timeout_s=0.1)
+    waiting = create_task(service.fleet.control("get_server_info", timeout_s=20))
+    await asyncio.sleep(0)
+    os.kill(pids(service)[0], signal.SIGKILL)
+    with pytest.raises(WorkerDied):
+        await waiting
+    with pytest.raises(NotServing, match="flush_cache: the service is"):
+        await service.fleet.control("flush_cache", timeout_s=5)

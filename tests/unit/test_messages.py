@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from pd_eagle.messages import (
     Abort,
     Bootstrap,
+    Control,
+    ControlResult,
     Delta,
     EngineInfo,
     Failed,
@@ -40,6 +42,7 @@ TO_WORKER = [
     Submit(Request("r", [1], {}), Bootstrap("127.0.0.1", 8998, 2**63 - 1)),
     Abort("r"),
     Ping(7),
+    Control(8, "start_profile", {"num_steps": 3}),
     Stop(),
 ]
 FROM_WORKER = [
@@ -49,6 +52,8 @@ FROM_WORKER = [
     Failed("r", "engine_error", "why"),
     Pong(7, Load(1.5, running=2, spec_accept_length=1.8)),
     Pong(8, None),
+    ControlResult(8, {"success": True}),
+    ControlResult(9, error="RuntimeError: why"),
 ]
 
 

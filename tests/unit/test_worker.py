@@ -166,7 +166,7 @@ async def test_nothing_stops_a_death_half_way(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(one, "_crash", lambda: 1 / 0)
     one._requests.add("a", broken)
     one._requests.add("b", heard.append)
-    pong = one._pings._awaited[1] = asyncio.get_running_loop().create_future()
+    pong = one._questions._awaited[1] = asyncio.get_running_loop().create_future()
     one.declare_dead("a test says so")
     os.close(writing)
     assert heard == [Failed("b", "worker_died", "decode-0: a test says so")]
