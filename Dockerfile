@@ -32,7 +32,8 @@ COPY pd_eagle pd_eagle
 RUN /opt/uv/bin/uv pip install --no-cache --no-deps --no-build-isolation --editable . \
  && python -m compileall -q pd_eagle
 
-# Weights and compiled kernels go to /home/pd/.cache: mount a volume there to keep them.
+# Weights and compiled kernels go to /home/pd/.cache: mount a volume there to keep them. Once, on a
+# machine with the GPUs, compile the kernels into it: docker run … --entrypoint pd-eagle … warm
 RUN useradd --create-home --uid 10001 pd && install -d -o pd -g pd /home/pd/.cache
 USER 10001
 ENV HOME=/home/pd \

@@ -1,4 +1,4 @@
-"""The command line: pd-eagle serve | plan | tune | doctor.
+"""The command line: pd-eagle serve | plan | tune | warm | doctor.
 
 It imports neither SGLang nor torch, so that `plan`, `doctor` and `--help` answer in under a second
 on any machine.
@@ -51,6 +51,8 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return UNHEALTHY if any(finding.fatal for finding in findings) else 0
     if arguments.command == "tune":
         return _tune(arguments, environ)
+    if arguments.command == "warm":
+        return _warm(arguments, environ)
     outlook = look_ahead(arguments, environ)
     sys.stdout.write(outlook.as_json() if arguments.json else str(outlook))
     return 0
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--json", action="store_true", help="print JSON")
     _add_tune(commands)
+    _add_warm(commands)
     commands.add_parser("doctor", help="check what is installed here, and say what to do")
     return parser
 
@@ -115,6 +118,31 @@ def _add_tune(commands: Any) -> None:
     tune.add_argument("--budget", type=_span, default=900.0, help="time in all: 15m, 90s, 1h (15m)")
     tune.add_argument("--only", default="", help="try only plans whose name has this expression")
     tune.add_argument("--json", help="write all trials into this file")
+
+
+def _add_warm(commands: Any) -> None:
+    warm = commands.add_parser(
+        "warm",
+        help="compile the kernels of the planned engines, once, and keep them for every start",
+        description="Start the planned engines, ask them in all sizes of batch so that every kernel"
+        " is compiled, and start them again to say what that saves. Settings: as for serve. It"
+        " takes the GPUs of this machine while it runs.",
+    )
+    warm.add_argument("--json", help="write what it found into this file")
+
+
+def _warm(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from pd_eagle import warm
+
+    report = warm.run(environ, _progress)
+    if report is None:
+        sys.stdout.write("engines on a CPU compile no kernels: there is nothing to warm\n")
+    else:
+        sys.stdout.write("\n".join(report.lines()) + "\n")
+    if arguments.json:
+        found = dataclasses.asdict(report) if report else None
+        Path(arguments.json).write_text(json.dumps(found, indent=2) + "\n")
+    return 0
 
 
 def _tune(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:

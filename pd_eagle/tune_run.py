@@ -19,7 +19,6 @@ from pd_eagle import tune
 from pd_eagle.errors import PdEagleError, PlanRefused, SettingsError
 from pd_eagle.pd_engine import PDEngine
 from pd_eagle.plan import config, deployment, devices, engine_args, models
-from pd_eagle.plan.setting_groups import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -171,7 +170,7 @@ def _try_out(
     tell: Callable[[str], None],
 ) -> Outcome:
     began = time.monotonic()
-    with PDEngine(**_keywords({**environ, **candidate.settings})) as engine:
+    with PDEngine(**config.keywords({**environ, **candidate.settings})) as engine:
         start_s = time.monotonic() - began
         tell(f"{candidate.name}: ready after {start_s:.1f} s")
         load = _Load(engine, requests, level, ends_at, vocab_size)
@@ -191,11 +190,6 @@ def _try_out(
             to_beat_per_s=to_beat,
         )
     return replace(outcome, start_s=start_s)
-
-
-def _keywords(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings among variables as keyword arguments; an empty variable is unset."""
-    return {row.field: environ[name] for row in TABLE for name in row.names if environ.get(name)}
 
 
 class _Load:

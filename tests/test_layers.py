@@ -26,7 +26,7 @@ WINGS = ("ground", "cpu", "demo", "plan", "workers", "requests", "http", "top")
 GROUND = {"errors", "messages", "version", "overrides"}
 TOP = {
     *("loops", "gpu_holds", "front", "relay", "front_thread", "pd_engine"),
-    *("tune", "tune_run", "serve", "cli", "__main__"),
+    *("tune", "tune_run", "warm", "serve", "cli", "__main__"),
 }
 
 # Foreign library → the modules that may import it.

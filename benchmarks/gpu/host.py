@@ -5,11 +5,13 @@ Knows how an engine is started for either, not what is measured.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from benchmarks.asking import ask
 from pd_eagle import PDEngine, demo
@@ -19,6 +21,7 @@ from pd_eagle.workers.engine import load_tokenizer
 from tools.draft.tasks import EVERYDAY
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from benchmarks.bench_eagle import Tree
@@ -38,11 +41,15 @@ _SMALL = {
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The machine under test; on a dry run, `gpus` is the number to simulate."""
+    """The machine under test; on a dry run, `gpus` is the number to simulate.
+
+    `seconds` is how long a part goes on that may take any time.
+    """
 
     gpus: int
     dry_run: bool
     folder: Path
+    seconds: float = 180.0
 
     @property
     def device(self) -> str:
@@ -63,6 +70,11 @@ class Host:
     def small(self) -> dict[str, object]:
         """Return engine arguments with which many engines of the embedded model share a GPU."""
         return {} if self.dry_run else {"max_total_tokens": 65536}
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Return the settings of services that share GPUs, to be started under `sharing`."""
+        return {} if self.dry_run else {"mem_fraction_static": 0.9}
 
     def settings(self, **engine_args: object) -> dict[str, Any]:
         """Return the settings common to all engines of this run."""
@@ -135,6 +147,13 @@ _QWEN = {
     "eos_token_id": 2,
 }
 DUMMY: dict[str, Any] = {"load_format": "dummy"}
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Let several services share the GPUs, which is refused otherwise."""
+    with patch("pd_eagle.front._SHARED_FRACTION", 1.0):
+        yield
 
 
 def found_gpus() -> int:

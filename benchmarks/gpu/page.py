@@ -20,9 +20,17 @@ NOT_MEASURED = "Not measured: no run of `benchmarks/gpu` on GPUs is kept here.\n
 
 
 def results(folder: Path = GPU_RESULTS) -> dict[str, Found]:
-    """Return the committed results by file, in the order of stages, which may have several."""
+    """Return the committed results by file, in the order of stages, which may have several.
+
+    Only of those stages that have a table here.
+    """
     stems = {path.stem: path for path in folder.glob("stage-*.json")}
-    files = [stem for name in STAGES for stem in sorted(stems) if stem.startswith(stage_file(name))]
+    files = [
+        stem
+        for name in STAGES
+        for stem in sorted(stems)
+        if name in _TABLES and stem.startswith(stage_file(name))
+    ]
     return {stem: json.loads(stems[stem].read_text()) for stem in files}
 
 

@@ -97,12 +97,14 @@ def main() -> int:
     parser.add_argument("--stages", type=chosen, default=list(STAGES))
     parser.add_argument("--limit-s", type=float, help="one limit for every stage")
     parser.add_argument("--parts", default="", help="a regular expression: only these parts")
+    parser.add_argument("--seconds", type=float, default=180.0, help="length of each part of kills")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--gpus", type=int, default=2, help="how many a dry run simulates")
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     options = ["--gpus", str(arguments.gpus), "--parts", arguments.parts]
+    options += ["--seconds", f"{arguments.seconds:g}"]
     options += ["--dry-run"] * arguments.dry_run
     lines = []
     for name in arguments.stages:

@@ -25,6 +25,9 @@ STAGES: dict[str, float] = {
     "mixed": 350,
     "restart": 600,
     "graphs": 400,
+    "cold": 400,
+    "kills": 700,
+    "weights": 420,
 }
 
 
@@ -49,7 +52,7 @@ def run(name: str, host: Host, only: str = "") -> None:
 
 def host_of(arguments: argparse.Namespace) -> Host:
     gpus = arguments.gpus if arguments.dry_run else found_gpus()
-    return Host(gpus, arguments.dry_run, arguments.out)
+    return Host(gpus, arguments.dry_run, arguments.out, arguments.seconds)
 
 
 def main() -> int:
@@ -59,6 +62,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--parts", default="")
+    parser.add_argument("--seconds", type=float, default=180.0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -102,6 +102,11 @@ class Settings(
         return tuple(name.upper() for name in given)
 
 
+def keywords(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings among variables as keyword arguments; an empty variable is unset."""
+    return {row.field: environ[name] for row in TABLE for name in row.names if environ.get(name)}
+
+
 def _checked(
     given: Mapping[str, object], known: Mapping[str, Setting], problems: list[str]
 ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pd_eagle.plan import (
     drafts,
     engine_args,
     graph_sizes,
+    kernel_cache,
     models,
     placement,
 )
@@ -217,9 +218,8 @@ def _environment(environ: Mapping[str, str], found: Outline, *, embedded: bool) 
         mine = cpu.environment(offline=embedded, threads=threads)
         return variables | mine | _loopback(environ)
     ib_device = found.settings.disagg_ib_device
-    return (
-        variables | _loopback(environ) | engine_args.environment("cuda", found.transfer, ib_device)
-    )
+    own = engine_args.environment("cuda", found.transfer, ib_device)
+    return variables | kernel_cache.environment(environ) | _loopback(environ) | own
 
 
 def _loopback(environ: Mapping[str, str]) -> dict[str, str]:

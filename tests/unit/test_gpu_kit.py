@@ -225,6 +225,7 @@ def test_the_page_tells_warm_runs_and_sizes_that_were_asked_before(tmp_path: Pat
         "stage-6-load-first": {"PD": {"chat": [chat], "long prompts": [chat]}},
         "stage-6-load-warm": {"PD": {"chat": [chat], "long prompts": [chat]}},
         "stage-5-eagle": {"cold": batch, "again": batch | {"asked_before": True}},
+        "stage-12-kills": {"kills unified": {}},  # has no table
     }
     head = {"finished": True, "dry_run": False, "hardware": {"gpus": ["G"]}, "versions": {}}
     for file, found in parts.items():

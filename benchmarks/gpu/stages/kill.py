@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.asking import ask, percentiles
 from benchmarks.bench_eagle import first_difference
-from benchmarks.gpu.host import Host, prompts
+from benchmarks.gpu.host import Host, prompts, sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,10 +40,11 @@ class Victim:
 
 
 @dataclass
-class _Answer:
+class Answer:
     ids: list[int] = field(default_factory=list)
     first_token_s: float = 0.0
     pause_s: float = 0.0
+    before_pause: int = 0  # tokens there were before the longest pause
     error: str | None = None
 
 
@@ -58,13 +59,14 @@ def run(host: Host, journal: Journal) -> None:
         for name, measure in pairs.items():
             journal.part(name, measure, gpus=2)
     else:
-        journal.parts_at_once(pairs, gpus=2)
+        with sharing():
+            journal.parts_at_once(pairs, gpus=2)
 
 
 def _strike(host: Host, settings: dict[str, Any], victims: list[str]) -> Found:
     streams, new_tokens = (4, 24) if host.dry_run else (16, 400)
     asked = prompts(streams)
-    chosen = host.embedded() | settings | {"engine_args": host.exact | host.small}
+    chosen = host.embedded() | host.shared | settings | {"engine_args": host.exact | host.small}
     with host.start(**chosen) as engine:
         ask(engine, asked[:2], 2, 8)
         whole = asyncio.run(load(engine, asked, new_tokens, None))
@@ -76,7 +78,7 @@ def _strike(host: Host, settings: dict[str, Any], victims: list[str]) -> Found:
 
 
 def strike(
-    engine: PDEngine, asked: list[list[int]], new_tokens: int, victim: Victim, whole: list[_Answer]
+    engine: PDEngine, asked: list[list[int]], new_tokens: int, victim: Victim, whole: list[Answer]
 ) -> Found:
     """Kill `victim` under load; return the outcome of the answers and the recovery time."""
     before = _worker(engine, victim.worker)["restarts"]
@@ -88,6 +90,7 @@ def strike(
         "errors": [answer.error for answer in answers if answer.error],
         "complete": sum(len(answer.ids) == new_tokens for answer in answers),
         "equal": places.count(None),
+        "equal_until_the_pause": sum(map(equal_until_the_pause, answers, places)),
         "first_differences": places,
         "first_token_s": percentiles([answer.first_token_s for answer in answers]),
         "pause_s": percentiles([answer.pause_s for answer in answers]),
@@ -98,14 +101,22 @@ def strike(
     }
 
 
+def equal_until_the_pause(answer: Answer, place: int | None) -> bool:
+    """Return whether the tokens before the answer's longest pause are the undisturbed ones.
+
+    A resumed answer may differ later: its tokens so far are prefilled then, by other kernels.
+    """
+    return place is None or place >= answer.before_pause
+
+
 async def load(
     engine: PDEngine, asked: list[list[int]], new_tokens: int, victim: Victim | None
-) -> list[_Answer]:
+) -> list[Answer]:
     """Stream all answers at once; kill `victim` after a third of the tokens.
 
     A prefill worker would be idle by then: it is killed just before the requests are sent.
     """
-    answers = [_Answer() for _ in asked]
+    answers = [Answer() for _ in asked]
     third = asyncio.Event()
 
     def count() -> None:
@@ -127,7 +138,7 @@ async def load(
 
 
 async def _stream(
-    engine: PDEngine, ids: list[int], new_tokens: int, answer: _Answer, count: Any
+    engine: PDEngine, ids: list[int], new_tokens: int, answer: Answer, count: Any
 ) -> None:
     last = time.monotonic()
     params = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
@@ -136,7 +147,8 @@ async def _stream(
         async for chunk in stream:
             now = time.monotonic()
             if answer.ids:
-                answer.pause_s = max(answer.pause_s, now - last)
+                if now - last > answer.pause_s:
+                    answer.pause_s, answer.before_pause = now - last, len(answer.ids)
             else:
                 answer.first_token_s = now - last
             last = now

@@ -14,10 +14,9 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 from benchmarks.asking import ask, percentiles
-from benchmarks.gpu.host import DUMMY, Host, prompts
+from benchmarks.gpu.host import DUMMY, Host, prompts, sharing
 from benchmarks.gpu.stages.kill import Victim, load, strike
 from benchmarks.gpu.stages.start import Phases
 
@@ -48,8 +47,7 @@ def run(host: Host, journal: Journal) -> None:
         settings = base | {"pd_mode": "off", "fork_workers": fork}
         name = "unified, forked" if fork else "unified, spawned"
         journal.part(name, partial(_measure, host, keep(name), settings, UNIFIED))
-    # Several services share the GPUs here, which is refused otherwise.
-    with patch("pd_eagle.front._SHARED_FRACTION", 1.0):
+    with sharing():
         for eagle in (False, True):
             pairs: dict[str, Callable[[], Found]] = {}
             for transfer in ("nixl", "mooncake"):
@@ -86,9 +84,8 @@ def _measure(
     asked = prompts(streams)
     phases = Phases()
     logging.getLogger().addHandler(phases)
-    share = {} if host.dry_run else {"mem_fraction_static": 0.9}
     try:
-        with host.start(**share | settings) as engine:
+        with host.start(**host.shared | settings) as engine:
             found: Found = {"ready_s": round(phases.elapsed(), 2), "start": phases.seen}
             keep(found)
             found |= _first_words(engine, asked) | {"processes": list(_processes(engine))}

@@ -1,4 +1,4 @@
-"""PD's tokens compared with the unified engine's, and EAGLE's with those without it.
+"""Tokens compared with a forked unified engine's: of PD, with EAGLE, and of spawned engines.
 
 Greedy, with the embedded model. All engines run at the same time, since the comparison does not
 depend on speed.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.asking import Answers, ask
 from benchmarks.bench_eagle import DEFAULT_TREE, differences, gaps_of
-from benchmarks.gpu.host import Host, prompts
+from benchmarks.gpu.host import Host, prompts, sharing
 from pd_eagle.workers.engine import generate_input_class
 
 if TYPE_CHECKING:
@@ -23,17 +23,19 @@ if TYPE_CHECKING:
 
 PD = {"pd_mode": "on"}
 OFF = {"pd_mode": "off"}
+_SPAWNED = {"fork_workers": False}
 REFERENCE_TIMEOUT_S = 200.0
 
 
 def run(host: Host, journal: Journal) -> None:
     generate_input_class()  # before threads import it
-    single, pairs = _parts(host, "exact", host.exact)
+    single, pairs = _parts(host, "exact", host.exact, spawned=True)
     if not host.dry_run:
         more_single, more_pairs = _parts(host, "as served", {"dtype": "bfloat16"})
         single, pairs = single | more_single, pairs | more_pairs
     if journal.gpus > 1 and not host.dry_run:
-        journal.parts_at_once(single | pairs)
+        with sharing():
+            journal.parts_at_once(single | pairs)
         return
     for name, part in single.items():
         journal.part(name, part)
@@ -44,7 +46,9 @@ def run(host: Host, journal: Journal) -> None:
 Parts = dict[str, "Callable[[], Found]"]
 
 
-def _parts(host: Host, name: str, engine_args: dict[str, object]) -> tuple[Parts, Parts]:
+def _parts(
+    host: Host, name: str, engine_args: dict[str, object], *, spawned: bool = False
+) -> tuple[Parts, Parts]:
     """Return the parts that need one GPU, and those that need two."""
     compared = _Compared(host, engine_args)
     eagle = host.eagle(DEFAULT_TREE)
@@ -57,6 +61,10 @@ def _parts(host: Host, name: str, engine_args: dict[str, object]) -> tuple[Parts
         pair = PD | {"disagg_transfer_backend": transfer}
         pairs[f"{name} PD {transfer}"] = partial(compared.other, pair)
         pairs[f"{name} PD {transfer} EAGLE"] = partial(compared.other, pair | eagle)
+        if spawned:
+            pairs[f"{name} PD {transfer}, spawned"] = partial(compared.other, pair | _SPAWNED)
+    if spawned:
+        single[f"{name} unified, spawned"] = partial(compared.other, OFF | _SPAWNED)
     return single, pairs
 
 
@@ -75,21 +83,25 @@ class _Compared:
                 alone = self._ask(engine, 1)
                 batch = self._ask(engine, 8)
                 told = self._ask(engine, 8, return_logprob=True, top_logprobs_num=2)
+                spawned_because = [w["spawned_because"] for w in engine.health()["workers"]]
         except BaseException as error:
             self._plain.set_exception(error)
             raise
         self._plain.set_result((alone, told))
-        return _found(batch, alone, told)
+        return _found(batch, alone, told) | {"spawned_because": spawned_because}
 
     def other(self, settings: dict[str, Any]) -> Found:
         with self._start(settings) as engine:
             answers = {at_once: self._ask(engine, at_once) for at_once in (1, 8)}
+            spawned_because = [w["spawned_because"] for w in engine.health()["workers"]]
         reference = self._plain.result(REFERENCE_TIMEOUT_S)
-        return {f"{n} at once": _found(found, *reference) for n, found in answers.items()}
+        found: Found = {f"{n} at once": _found(a, *reference) for n, a in answers.items()}
+        return found | {"spawned_because": spawned_because}
 
     def _start(self, settings: dict[str, Any]) -> PDEngine:
         args = {"engine_args": self._engine_args | self._host.small}
-        return self._host.start(**self._host.embedded() | settings | args)
+        own = self._host.embedded() | self._host.shared
+        return self._host.start(**own | settings | args)
 
     def _ask(self, engine: PDEngine, at_once: int, **options: Any) -> Answers:
         return ask(engine, self._asked, at_once, self._new_tokens, **options)

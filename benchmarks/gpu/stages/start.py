@@ -51,7 +51,7 @@ def run(host: Host, journal: Journal) -> None:
         journal.part(f"PD {transfer}", partial(_start, host, settings), gpus=2)
     spawned = model | {"pd_mode": "off", "fork_workers": False}
     journal.part("unified, spawned", lambda: _start(host, spawned))
-    for name in ("server, first", "server, again"):
+    for name in ("server, first", "server, again", "server, third"):
         journal.part(name, partial(_servers, host, 1), gpus=2)
     journal.part("two servers at once", partial(_servers, host, 2), gpus=2)
 
@@ -81,13 +81,17 @@ def _start(host: Host, settings: dict[str, Any]) -> Found:
 
 
 def _servers(host: Host, count: int) -> Found:
-    """Start servers of one prefill and one decode engine each; times since the command."""
+    """Start servers of one prefill and one decode engine each, several on the same GPUs."""
+    settings = server_settings(host)
+    script = "server.py" if count == 1 else "benchmarks/gpu/shared_server.py"
     names = [f"server-{number}" for number in range(count)]
     with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
-        return dict(zip(names, pool.map(partial(_server, host, stack), names), strict=True))
+        start = partial(started, host, stack, settings=settings, script=script)
+        return dict(zip(names, pool.map(start, names), strict=True))
 
 
-def _server(host: Host, stack: ExitStack, name: str) -> Found:
+def server_settings(host: Host) -> dict[str, str]:
+    """Return the variables of a server of one prefill and one decode engine of the big shape."""
     engine_args = host.settings(**DUMMY)["engine_args"]
     settings = {
         "DEVICE": host.device,
@@ -98,9 +102,16 @@ def _server(host: Host, stack: ExitStack, name: str) -> Found:
     if not host.dry_run:
         settings["MEM_FRACTION_STATIC"] = "0.9"
         engine_args |= {"max_total_tokens": 60_000}
-    settings["ENGINE_ARGS"] = json.dumps(engine_args)
+    return settings | {"ENGINE_ARGS": json.dumps(engine_args)}
+
+
+def started(
+    host: Host, stack: ExitStack, name: str, settings: dict[str, str], script: str = "server.py"
+) -> Found:
+    """Start a server and ask it once; `ready_s` counts from the command."""
+    log = host.folder / f"start-{name}.log"
     began = time.monotonic()
-    server = stack.enter_context(ServerProcess(host.folder / f"start-{name}.log", **settings))
+    server = stack.enter_context(ServerProcess(log, script=script, **settings))
     ready_s = time.monotonic() - began
     status, _ = server.post(CHAT, chat_body("Hello", 8, stream=False))
     health = server.get("/health")[1]
