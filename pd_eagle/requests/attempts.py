@@ -71,7 +71,7 @@ class Attempts:
         tokens = len(addition.output_ids)
         self.watch.delta(tokens)
         self.suspicion.tokens += tokens
-        if self.suspicion.on_trial:
+        if self.suspicion.on_trial or self.suspicion.entering:
             self._quarantine.progressed(self.suspicion)
         if addition.finished:
             self.watch.finished(addition.meta)

@@ -39,9 +39,7 @@ class Culprits:
         if not self._words or (asked := fingerprint(request)) is None:
             return
         if words := self.words_about(asked):
-            raise EngineCrashed(
-                f"the same request crashed an engine that had no other, a short time ago: {words}"
-            )
+            raise EngineCrashed(f"the same request crashed an engine a short time ago: {words}")
 
     def remember(self, asked: bytes, words: str) -> None:
         """Remember a culprit by what it asked for."""

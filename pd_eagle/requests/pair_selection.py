@@ -76,6 +76,7 @@ class PairSelection:
         try:
             async with asyncio.timeout_at(attempts.deadline):
                 await self._quarantine.take_trial(attempts.suspicion)
+                await self._quarantine.newcomers.enter(attempts.suspicion)
                 while True:
                     changed = self._fleet.changed
                     if pair := await self._try_to_pick(attempts):

@@ -11,7 +11,8 @@ trial because of them, and has an answer already, is free; the rest have their t
 was more than one culprit.
 
 So one such request costs at most: a crash in company, a second in company, one alone. Only if it
-passes the point where it crashed before does it take more: each further trial is longer.
+passes the point where it crashed before does it take more: each further trial is longer. While such
+requests keep coming, one costs a single crash (`newcomers.py`).
 
 It knows requests by the rid of their current attempt and workers by name; it starts nothing.
 """
@@ -24,6 +25,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from pd_eagle.requests.newcomers import PASSED_TOKENS, Newcomers
 from pd_eagle.requests.suspicion import ALONE_FROM, Crash, Suspicion, likeliest_first
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class Quarantine:
 
     def __init__(self, blame: Callable[[str], None], on_change: Callable[[], None]) -> None:
         self.reserved: frozenset[str] = frozenset()
+        self.newcomers = Newcomers()
         self._blame = blame
         self._on_change = on_change
         self._open: dict[str, Suspicion] = {}
@@ -74,6 +77,7 @@ class Quarantine:
         if self._open.pop(rid, None) is not None:
             self._note_end(rid)
         suspicion.end_attempt()
+        self.newcomers.leave(suspicion)
         self._end_trial(suspicion)
 
     def _note_end(self, rid: str) -> None:
@@ -84,6 +88,7 @@ class Quarantine:
 
     def close(self, suspicion: Suspicion) -> None:
         """Note that the request is over, whatever its end was."""
+        self.newcomers.leave(suspicion)
         if not suspicion.crashes:
             return  # nearly all
         self._end_trial(suspicion)  # its time was up before it found its worker empty
@@ -109,22 +114,29 @@ class Quarantine:
             return True
         alone = len(suspects) == 1 and not any(self._lingers(rid) for rid in rids)
         self._gathering_until = time.monotonic() + _GATHERING_S
-        crash = Crash(worker, suspects, in_prefill)
-        for suspicion in suspects:
-            suspicion.crashed(crash, lone=alone)
-        if alone:
-            self._judge_lone(next(iter(suspects)), worker, words)
-        self._keep_apart({one for one in suspects if one.must_be_alone})
+        likely = self.newcomers.likely(suspects, words)
+        for bystander in suspects - likely if likely else ():
+            bystander.stood_by()
+        crash = Crash(worker, likely or suspects, in_prefill)
+        for suspicion in crash.suspects:
+            suspicion.crashed(crash, lone=alone or bool(likely))
+        if alone or len(likely) == 1:
+            self._judge(next(iter(crash.suspects)), worker, words, alone=alone, likely=bool(likely))
+        self._keep_apart({one for one in crash.suspects if one.must_be_alone})
         return False
 
     def _lingers(self, rid: str) -> bool:
         ended_at = self._ended.get(rid)
         return ended_at is not None and time.monotonic() - ended_at <= _LINGERING_S
 
-    def _judge_lone(self, suspicion: Suspicion, worker: str, words: str) -> None:
+    def _judge(
+        self, suspicion: Suspicion, worker: str, words: str, *, alone: bool, likely: bool
+    ) -> None:
         before = len(suspicion.cases)
-        if before < ALONE_FROM and not (suspicion.on_trial and suspicion.crashes >= ALONE_FROM):
+        tried = before >= ALONE_FROM or (suspicion.on_trial and suspicion.crashes >= ALONE_FROM)
+        if not tried and not likely:
             return  # once may be chance
+        self.newcomers.convicted(suspicion, words, alone=alone)
         suspicion.convicted_by = f"{worker}: {words}"
         self._forget(suspicion)
         others: set[Suspicion] = set()
@@ -201,7 +213,9 @@ class Quarantine:
         return True
 
     def progressed(self, suspicion: Suspicion) -> None:
-        """End a trial that the request has passed."""
+        """End a trial that the request has passed, or its time as a newcomer."""
+        if suspicion.tokens >= PASSED_TOKENS:
+            self.newcomers.leave(suspicion)
         if suspicion.cleared:
             self._end_trial(suspicion)
 

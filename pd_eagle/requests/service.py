@@ -285,7 +285,7 @@ class Service:
     def _convict(self, request: Request, words: str) -> EngineCrashed:
         logger.error("request %s crashes engines and is not tried again: %s", request.rid, words)
         self._culprits.convict(request, words)
-        return EngineCrashed(f"the request crashed an engine that had no other: {words}")
+        return EngineCrashed(f"the request crashed an engine: {words}")
 
     def _count_open(self, change: int) -> None:
         self.open += change

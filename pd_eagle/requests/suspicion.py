@@ -52,6 +52,8 @@ class Suspicion:
     #: The last words of the engine that it crashed alone.
     convicted_by: str | None = None
     on_trial: bool = False
+    #: Whether it is one of the few without an answer that may be in engines (`newcomers.py`).
+    entering: bool = False
     #: Where its trial is to be: the worker that crashed last with it.
     place: str = ""
     #: Since when (the loop's clock) its place could have served it, had it been empty.
@@ -92,6 +94,10 @@ class Suspicion:
         self.place, self._in_prefill = crash.worker, crash.in_prefill
         self._lone = self._lone or lone
         self._cleared_at = math.inf  # until its attempt ends: some tokens are still on their way
+
+    def stood_by(self) -> None:
+        """Note that it was in an engine that another request has crashed."""
+        self.crashes += 1
 
     def begin_attempt(self) -> None:
         self._began_at = self.tokens
