@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from pd_eagle.errors import SettingsError
-from pd_eagle.plan import setting_checks
+from pd_eagle.plan import server_arguments, setting_checks
 from pd_eagle.plan.engine_settings import EagleSettings, ModelSettings, PDSettings
 from pd_eagle.plan.front_settings import (
     FailureSettings,
@@ -72,16 +72,14 @@ class Settings(
     def from_kwargs(cls, **kwargs: object) -> Self:
         """Take the settings from keyword arguments: the fields' or the variables' names.
 
-        Values may be typed or text; None is unset. Raises SettingsError as `from_env` does.
+        Arguments of sglang.Engine go into `engine_args`, or set what they are called here. Values
+        may be typed or text; None is unset. Raises SettingsError as `from_env` does.
         """
         by_name = {name: row for row in TABLE for name in row.keywords}
-        given = {name: kwargs[name] for name in kwargs if name in by_name}
-        unknown = [
-            f"{suggestion(name, by_name)}; an argument of sglang.Engine goes into engine_args"
-            for name in kwargs
-            if name not in by_name
-        ]
-        return cls(**_checked({n: v for n, v in given.items() if v is not None}, by_name, unknown))
+        problems: list[str] = []
+        found = server_arguments.sort_out(kwargs, by_name, problems)
+        given = {name: value for name, value in found.items() if value is not None}
+        return cls(**_checked(given, by_name, problems))
 
     def __repr__(self) -> str:
         shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pd_eagle.errors import SettingsError
 from pd_eagle.plan import tool_parsers, tuning
 from pd_eagle.plan.memory import cpu_kv_tokens
+from pd_eagle.plan.owned_arguments import OWNED
 from pd_eagle.version import NIXL_VERSION
 
 if TYPE_CHECKING:
@@ -32,50 +33,6 @@ _EXTRAS = {
     ("nixl", "cuda"): f"nixl=={NIXL_VERSION}",
     ("mooncake", "cpu"): "'pd-eagle[mooncake-cpu]'",
     ("mooncake", "cuda"): "'pd-eagle[mooncake-cuda]'",
-}
-
-_OF_THE_PLAN = "it is the plan's"
-_SPLIT = "set TP_SIZE, PREFILL_TP or DECODE_TP"
-# What the plan, the handoff or the front's own half of the work depends on, and what to do instead.
-_OURS = {
-    "model_path": "set MODEL_PATH",
-    "model": "set MODEL_PATH",
-    "device": "set PD_DEVICE",
-    "tp_size": _SPLIT,
-    "tp": _SPLIT,
-    "pp_size": _OF_THE_PLAN,
-    "dp_size": "set PREFILL_REPLICAS or DECODE_REPLICAS",
-    "nnodes": _OF_THE_PLAN,
-    "node_rank": _OF_THE_PLAN,
-    "dist_init_addr": _OF_THE_PLAN,
-    "base_gpu_id": _OF_THE_PLAN,
-    "gpu_id_step": _OF_THE_PLAN,
-    "disaggregation_mode": "set PD_MODE",
-    "disaggregation_transfer_backend": "set DISAGG_TRANSFER_BACKEND",
-    "disaggregation_bootstrap_port": "set DISAGG_BOOTSTRAP_PORT",
-    "disaggregation_ib_device": "set DISAGG_IB_DEVICE",
-    "enable_pd_role_switch": _OF_THE_PLAN,
-    "speculative_algorithm": "set SPECULATIVE_ALGORITHM",
-    "speculative_draft_model_path": "set SPECULATIVE_DRAFT_MODEL_PATH",
-    "speculative_num_steps": "set SPECULATIVE_NUM_STEPS",
-    "speculative_eagle_topk": "set SPECULATIVE_EAGLE_TOPK",
-    "speculative_num_draft_tokens": "set SPECULATIVE_NUM_DRAFT_TOKENS",
-    "speculative_token_map": "set SPECULATIVE_TOKEN_MAP",
-    "speculative_attention_mode": "set SPECULATIVE_ATTENTION_MODE",
-    "speculative_adaptive": "set SPECULATIVE_ADAPTIVE",
-    "speculative_adaptive_config": "set SPECULATIVE_ADAPTIVE_CONFIG",
-    "context_length": "set CONTEXT_LENGTH",
-    "mem_fraction_static": "set MEM_FRACTION_STATIC",
-    "served_model_name": "set SERVED_MODEL_NAME",
-    "tool_call_parser": "set TOOL_CALL_PARSER",
-    "reasoning_parser": "set REASONING_PARSER",
-    "log_level": "set LOG_LEVEL",
-    "api_key": "set PD_API_KEY",
-    "host": "set PD_HOST",
-    "port": "set HATHORA_DEFAULT_PORT",
-    "incremental_streaming_output": "the front reads increments",
-    "skip_tokenizer_init": "the engines make the text",
-    "tokenizer_worker_num": "one engine has one tokenizer",
 }
 
 
@@ -172,10 +129,10 @@ def tracing(traces_url: str | None, *, installed: bool) -> tuple[dict[str, Any],
 def check(settings: Settings) -> None:
     """Raise SettingsError for every engine argument of the user's that is not his to set."""
     problems = [
-        f"{variable}: {key}={given[key]!r}: wanted without {key}: {_OURS[key]}"
+        f"{variable}: {key}={given[key]!r}: wanted without {key}: {OWNED[key]}"
         for variable, given in _given(settings)
         for key in given
-        if key in _OURS
+        if key in OWNED
     ]
     if problems:
         raise SettingsError("\n".join(problems))

@@ -552,19 +552,6 @@ def test_a_keyword_of_the_wrong_type(name: str, value: object) -> None:
         Settings.from_kwargs(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("model_pth", "model_pth: did you mean model_path?; "),
-        ("attention_backend", "attention_backend: no setting is called that; "),
-    ],
-)
-def test_an_unknown_keyword_points_to_engine_args(name: str, told: str) -> None:
-    with pytest.raises(SettingsError) as caught:
-        Settings.from_kwargs(**{name: "x"})
-    assert caught.value.message == told + "an argument of sglang.Engine goes into engine_args"
-
-
 def test_secrets_are_never_shown() -> None:
     settings = Settings.from_env({"PD_API_KEY": "s3cret"})
     assert settings.api_key == "s3cret"

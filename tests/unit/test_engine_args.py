@@ -26,6 +26,7 @@ from pd_eagle.plan.devices import Inventory, Kind, parse_gpus
 from pd_eagle.plan.engine_args import build, choose_transfer, environment
 from pd_eagle.plan.known_models import CONFIGS
 from pd_eagle.plan.models import load_shape
+from pd_eagle.plan.owned_arguments import OWNED
 from pd_eagle.plan.placement import Plan, plan
 
 TARGET = load_shape("Qwen/Qwen2.5-7B-Instruct")
@@ -450,7 +451,7 @@ def test_sglang_takes_the_documented_engines(tmp_path: Path) -> None:
     known = set(answer["names"])
     assert {name for arguments in given for name in arguments} <= known
     # Names of one release that another may rename would be let through in silence.
-    assert engine_args._OURS.keys() - known == {"model", "tp"}
+    assert OWNED.keys() - known == {"model", "tp", "server_args"}
     assert len(given) == len(answer["results"]) == 2 * (2 + 4 + 8)
     for arguments, resolved in zip(given, answer["results"], strict=True):
         assert "error" not in resolved, resolved["error"]
