@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import os
 import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pd_eagle import option_types, tune_cli
 from pd_eagle.errors import PdEagleError, SettingsError
 from pd_eagle.plan import advice, config, deployment, devices, doctor, engine_args, placement
 from pd_eagle.plan.setting_groups import GROUPS, TABLE
@@ -50,7 +50,7 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         sys.stdout.write("".join(f"{finding}\n" for finding in findings))
         return UNHEALTHY if any(finding.fatal for finding in findings) else 0
     if arguments.command == "tune":
-        return _tune(arguments, environ)
+        return 0 if tune_cli.run(arguments, environ) else UNHEALTHY
     if arguments.command == "warm":
         return _warm(arguments, environ)
     outlook = look_ahead(arguments, environ)
@@ -79,45 +79,23 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpus", help="plan for these instead: 8xH100, 2xH100,2xA100, cpu")
     plan.add_argument("--model", help="directory or Hugging Face name (MODEL_PATH)")
     plan.add_argument("--draft", help="the same of the draft (SPECULATIVE_DRAFT_MODEL_PATH)")
-    plan.add_argument("--prompt", type=_tokens, help="tokens of a prompt: advise a split for it")
-    plan.add_argument("--answer", type=_tokens, help="tokens of an answer; with --prompt")
+    plan.add_argument(
+        "--prompt", type=option_types.tokens, help="tokens of a prompt: advise a split for it"
+    )
+    plan.add_argument(
+        "--answer", type=option_types.tokens, help="tokens of an answer; with --prompt"
+    )
     plan.add_argument(
         "--gap-mean",
-        type=_seconds,
+        type=option_types.seconds,
         help="mean time between tokens to be kept, in seconds; with --prompt (default:"
         f" {advice.LOOSEST_GAP_S})",
     )
     plan.add_argument("--json", action="store_true", help="print JSON")
-    _add_tune(commands)
+    tune_cli.add(commands)
     _add_warm(commands)
     commands.add_parser("doctor", help="check what is installed here, and say what to do")
     return parser
-
-
-def _add_tune(commands: Any) -> None:
-    tune = commands.add_parser(
-        "tune",
-        help="measure which plan takes most of a traffic here, within a time",
-        description="Start candidate plans one after the other, find for each the highest rate that"
-        " keeps the level, and name the settings of the best. Other settings: as for serve. It"
-        " takes the GPUs of this machine while it runs.",
-    )
-    tune.add_argument("--prompt", type=_tokens, help="tokens of a prompt")
-    tune.add_argument("--answer", type=_tokens, help="tokens of an answer")
-    tune.add_argument("--trace", help='instead: a file with lines {"prompt": 3000, "answer": 300}')
-    tune.add_argument("--ttft", type=_seconds, default=1.0, help="time to the first token, s (1.0)")
-    tune.add_argument(
-        "--gap-mean", type=_seconds, default=0.05, help="mean time between tokens, s (0.05)"
-    )
-    tune.add_argument(
-        "--gap-max", type=_seconds, default=math.inf, help="longest time between tokens, s (any)"
-    )
-    tune.add_argument(
-        "--quantile", type=_share, default=0.95, help="share of answers to keep all of it (0.95)"
-    )
-    tune.add_argument("--budget", type=_span, default=900.0, help="time in all: 15m, 90s, 1h (15m)")
-    tune.add_argument("--only", default="", help="try only plans whose name has this expression")
-    tune.add_argument("--json", help="write all trials into this file")
 
 
 def _add_warm(commands: Any) -> None:
@@ -145,67 +123,9 @@ def _warm(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _tune(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from pd_eagle import tune, tune_run
-
-    pair = (arguments.prompt, arguments.answer)
-    if (None in pair) is (arguments.trace is None):
-        raise SettingsError(
-            f"--prompt {arguments.prompt} --answer {arguments.answer} --trace {arguments.trace}:"
-            " wanted --prompt and --answer, or --trace"
-        )
-    requests = [tune_run.Asked(*pair)]
-    if arguments.trace is not None:
-        requests = tune_run.read_trace(arguments.trace)
-    level = tune.Level(arguments.ttft, arguments.gap_mean, arguments.gap_max, arguments.quantile)
-    report = tune_run.run(
-        environ,
-        requests,
-        level,
-        arguments.budget,
-        _progress,
-        arguments.only,
-    )
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(report.as_json(), indent=2) + "\n")
-    sys.stdout.write("\n".join(report.lines()) + "\n")
-    return 0 if report.winner is not None else UNHEALTHY
-
-
 def _progress(line: str) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
-
-
-def _share(text: str) -> float:
-    value = _seconds(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: wanted a share > 0 and at most 1, e.g. 0.95")
-    return value
-
-
-def _span(text: str) -> float:
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
-    try:
-        return _seconds(text[:-1] if unit else text) * (unit or 1)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r}: wanted a time, e.g. 15m, 90s or 1h") from None
-
-
-def _tokens(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: wanted a whole number of tokens ≥ 1")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: wanted a number of seconds > 0, e.g. 0.02")
-    return value
 
 
 def settings_help() -> str:

@@ -1,26 +1,34 @@
-"""Which plan takes most of a traffic at a level: the search, over anything that measures a rate.
+"""Which plan takes most of a traffic at each level: the search, over anything that measures a rate.
 
-Bracketing, not a grid: a rate that is kept is doubled, one that is not ends the doubling, and the
-gap is halved until it is narrow. A plan that does not keep the best rate so far is given up after
-one trial. It starts no engine and knows no settings but those that it is to name.
+Bracketing, not a grid: a rate that is kept is raised, one that is not ends the rise, and the gap is
+halved until it is narrow. A trial counts at every level, so that levels share them. A plan is given
+up when it cannot beat the best so far at any level. It starts no engine and knows no settings but
+those that it is to name.
+
+Every candidate is started by itself: SGLang 0.5.23 changes neither the chunk size nor mixed chunk
+in a running engine (`set_internal_state` takes limits of micro-batches and of acceptance alone).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pd_eagle.errors import PdEagleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 #: A bracket this narrow is enough: two runs of one rate differ by about 5 %.
-_NARROW = 1.15
+NARROW = 1.08
 #: A lead smaller than this is within what two runs of one rate differ by.
-_SURE = 1.05
+SURE = 1.05
+#: From a kept rate to the next, where nothing is known above it.
+_RISE = 1.6
+#: A plan that does not keep the first rate is tried down to this part of it.
+_LOWEST = 1 / 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +40,32 @@ class Level:
     longest_gap_s: float = math.inf
     quantile: float = 0.95
 
-    def keeps(self, first_s: float, gaps_s: Sequence[float]) -> bool:
+    def keeps(self, times: Times) -> bool:
         """Return whether an answer with these times is a good one."""
-        mean = sum(gaps_s) / len(gaps_s) if gaps_s else 0.0
-        longest = max(gaps_s, default=0.0)
-        return first_s <= self.first_s and mean <= self.mean_gap_s and longest <= self.longest_gap_s
+        return (
+            times.first_s <= self.first_s
+            and times.mean_gap_s <= self.mean_gap_s
+            and times.longest_gap_s <= self.longest_gap_s
+        )
+
+    def __str__(self) -> str:
+        longest = f", longest ≤ {self.longest_gap_s * 1e3:g} ms"
+        return (
+            f"first token ≤ {self.first_s:g} s, mean gap ≤ {self.mean_gap_s * 1e3:g} ms"
+            f"{longest if self.longest_gap_s < math.inf else ''}, {self.quantile:.0%} of answers"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """One answer, in seconds: until its first token, and the gaps between those that followed.
+
+    The mean is over tokens, the longest over what arrived together.
+    """
+
+    first_s: float
+    mean_gap_s: float = 0.0
+    longest_gap_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,185 +78,208 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One rate at which requests were sent, and what became of them."""
+    """One rate at which requests were sent, and what became of them; `good` has one count a level.
+
+    `cut_short` is a trial that was ended when no level could be kept any more.
+    """
 
     rate_per_s: float
     asked: int
-    good: int
+    good: tuple[int, ...]
     answers_per_s: float
-    first_p95_s: float
-    mean_gap_p95_s: float
+    seconds: float = 0.0
+    first_s: Mapping[str, float] = field(default_factory=dict)
+    mean_gap_s: Mapping[str, float] = field(default_factory=dict)
+    longest_gap_s: Mapping[str, float] = field(default_factory=dict)
+    cut_short: bool = False
     errors: tuple[str, ...] = ()
 
-    def kept(self, level: Level) -> bool:
-        return self.asked > 0 and self.good >= level.quantile * self.asked
+    def share(self, number: int) -> float:
+        """Return the share of answers that were good at level `number`."""
+        return self.good[number] / self.asked if self.asked else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bracket:
+    """One level: `kept_per_s` is the highest rate that kept it, `lost_per_s` the lowest that did
+    not; `keeps_per_s` is where, between the two, the share of good answers falls below the level's.
+    """
+
+    kept_per_s: float = 0.0
+    lost_per_s: float = math.inf
+    keeps_per_s: float = 0.0
+
+    @property
+    def width(self) -> float:
+        return self.lost_per_s / self.kept_per_s if self.kept_per_s else math.inf
+
+    @property
+    def upper(self) -> str:
+        return "?" if self.lost_per_s == math.inf else f"{self.lost_per_s:.3g}"
+
+
+def bracket(trials: Sequence[Trial], number: int, quantile: float) -> Bracket:
+    """Return what `trials` say of level `number`; where they contradict, the lower rate counts."""
+    shares = {trial.rate_per_s: trial.share(number) for trial in trials}
+    lost = min((rate for rate, share in shares.items() if share < quantile), default=math.inf)
+    kept = max((rate for rate in shares if rate < lost), default=0.0)
+    if not kept or lost == math.inf:
+        return Bracket(kept, lost, kept)
+    above, below = shares[kept] - quantile, quantile - shares[lost]
+    return Bracket(kept, lost, kept * (lost / kept) ** (above / (above + below)))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was found of one candidate: it keeps `kept_per_s`, and not `lost_per_s`.
-
-    `ended` says why no more was tried.
-    """
+    """What was found of one candidate: a bracket a level, and why no more was tried there."""
 
     candidate: Candidate
-    kept_per_s: float
-    lost_per_s: float
-    ended: str
+    brackets: tuple[Bracket, ...]
+    ended: tuple[str, ...]
     trials: tuple[Trial, ...] = ()
     start_s: float | None = None
 
-    @property
-    def answers_per_s(self) -> float:
-        """Answers a second at the highest rate that was kept."""
-        kept = [trial for trial in self.trials if trial.rate_per_s == self.kept_per_s]
-        return kept[-1].answers_per_s if kept else 0.0
+    def answers_per_s(self, number: int) -> float:
+        """Return answers a second at the highest rate that was kept at level `number`."""
+        kept = self.brackets[number].kept_per_s
+        return max((t.answers_per_s for t in self.trials if t.rate_per_s == kept), default=0.0)
 
 
 class OutOfTime(Exception):
     """The budget does not allow another trial."""
 
 
-def bracket(
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """One level of one candidate: where it begins and what another plan keeps already."""
+
+    first_per_s: float
+    to_beat_per_s: float
+
+    @property
+    def target(self) -> float:
+        return self.to_beat_per_s * SURE
+
+    def beaten(self, found: Bracket) -> bool:
+        return self.to_beat_per_s > 0 and found.lost_per_s <= self.target
+
+    def next_rate(self, found: Bracket) -> float | None:
+        """Return the rate to try next; None where nothing is left to find out."""
+        kept, lost = found.kept_per_s, found.lost_per_s
+        if self.beaten(found) or found.width <= NARROW:
+            return None
+        if kept < self.target:
+            return self.target
+        if not kept:
+            rate = min(lost / 2, self.first_per_s)
+            return rate if rate >= self.first_per_s * _LOWEST else None
+        if lost == math.inf:
+            return max(kept * _RISE, self.first_per_s)
+        return math.sqrt(kept * lost)
+
+    def ended(self, found: Bracket, in_time: bool) -> str:
+        if self.beaten(found):
+            return f"does not keep {self.target:.3g}/s, and another does"
+        if found.width <= NARROW:
+            return "narrow enough"
+        return "out of time" if not in_time else f"does not keep {found.lost_per_s:.3g}/s"
+
+
+def find(
     candidate: Candidate,
     measure: Callable[[float], Trial],
-    level: Level,
+    levels: Sequence[Level],
     *,
     first_per_s: float,
-    to_beat_per_s: float = 0.0,
+    to_beat: Sequence[float] = (),
 ) -> Outcome:
-    """Find the highest rate of `candidate` that keeps `level`; `measure` may raise `OutOfTime`.
+    """Find the highest rate of `candidate` that keeps each level; `measure` may raise `OutOfTime`.
 
-    Starts at `first_per_s`, or just above `to_beat_per_s` where there is one.
+    Starts at `first_per_s`, or just above what is `to_beat` at a level, in requests/s.
     """
     trials: list[Trial] = []
-    kept, lost, ended = 0.0, math.inf, "narrow enough"
-    rate = max(first_per_s, to_beat_per_s * _SURE)
+    aims = [_Aim(first_per_s, rate) for rate in to_beat or [0.0] * len(levels)]
+
+    def brackets() -> tuple[Bracket, ...]:
+        return tuple(bracket(trials, i, level.quantile) for i, level in enumerate(levels))
+
+    in_time = True
     try:
-        while lost / max(kept, 1e-9) > _NARROW:
-            trial = measure(rate)
-            trials.append(trial)
-            if trial.kept(level):
-                kept = rate
-            else:
-                lost = rate
-            if kept == 0.0 and to_beat_per_s and lost <= to_beat_per_s * _SURE:
-                ended = f"does not keep {rate:.3g}/s, and another does"
-                break
-            if lost == math.inf:
-                rate = kept * 2
-            elif kept == 0.0:
-                rate = lost / 2
-                if rate < first_per_s / 16:
-                    ended = f"does not keep {lost:.3g}/s"
-                    break
-            else:
-                rate = (kept * lost) ** 0.5
+        while rate := _widest(aims, brackets()):
+            trials.append(measure(rate))
     except OutOfTime:
-        ended = "out of time"
-    return Outcome(candidate, kept, lost, ended, tuple(trials))
+        in_time = False
+    found = brackets()
+    ended = tuple(aim.ended(one, in_time) for aim, one in zip(aims, found, strict=True))
+    return Outcome(candidate, found, ended, tuple(trials))
+
+
+def _widest(aims: Sequence[_Aim], found: Sequence[Bracket]) -> float | None:
+    """Return the rate to try for the level of which least is known; of such the lowest rate."""
+    open_ = [
+        (-one.width, rate)
+        for aim, one in zip(aims, found, strict=True)
+        if (rate := aim.next_rate(one)) is not None
+    ]
+    return min(open_)[1] if open_ else None
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """All outcomes, best first."""
+class Share:
+    """The time of one candidate: `ends_at` is the end of the search, and `others` come after it.
 
-    traffic: str
-    level: Level
-    outcomes: tuple[Outcome, ...]
-    took_s: float
-    untried: tuple[str, ...] = ()
+    `expected_start_s` is the longest start so far; `trial_s` is what a trial takes at least.
+    """
 
-    @property
-    def winner(self) -> Outcome | None:
-        best = self.outcomes[0] if self.outcomes else None
-        return best if best is not None and best.kept_per_s > 0 else None
+    ends_at: float
+    others: int
+    expected_start_s: float
+    trial_s: float
 
-    @property
-    def sureness(self) -> str:
-        """Say how sure the choice is."""
-        if self.winner is None:
-            return "no plan kept the level"
-        doubts = [
-            f"{other.candidate.name} keeps between {other.kept_per_s:.3g} and {_upper(other)}"
-            for other in self.outcomes[1:]
-            if other.lost_per_s > self.winner.kept_per_s * _SURE
-            or other.kept_per_s * _SURE > self.winner.kept_per_s
-        ]
-        if self.untried:
-            doubts.append(f"not tried: {', '.join(self.untried)}")
-        short = "one run a rate: differences under 5 % are noise"
-        return "; ".join(["not sure", *doubts, short]) if doubts else f"sure; {short}"
+    def measures_until(self, now: float, start_s: float) -> float:
+        """Return when a candidate is to end that is ready `now`, `start_s` after it was begun.
 
-    def as_json(self) -> dict[str, Any]:
-        found = dataclasses.asdict(self)
-        for outcome in found["outcomes"]:
-            if outcome["lost_per_s"] == math.inf:
-                outcome["lost_per_s"] = None
-        if found["level"]["longest_gap_s"] == math.inf:
-            found["level"]["longest_gap_s"] = None
-        winner = self.winner
-        found["winner"] = winner.candidate.name if winner else None
-        found["export"] = dict(winner.candidate.settings) if winner else {}
-        return found | {"sureness": self.sureness}
-
-    def lines(self) -> Iterator[str]:
-        """Yield the table, the winner, what to export and how sure it is."""
-        yield f"traffic: {self.traffic}"
-        yield f"{'plan':<34}{'keeps/s':>9}{'not/s':>9}{'answers/s':>11}{'trials':>8}  ended"
-        for one in self.outcomes:
-            yield (
-                f"{one.candidate.name:<34}{one.kept_per_s:>9.3g}{_upper(one):>9}"
-                f"{one.answers_per_s:>11.3g}{len(one.trials):>8}  {one.ended}"
-            )
-        yield ""
-        if self.winner is None:
-            tried = any(outcome.trials for outcome in self.outcomes)
-            yield (
-                "no plan kept the level at any rate tried: wanted a looser level"
-                if tried
-                else "no plan was tried at any rate: the column on the right says why"
-            )
-        else:
-            yield f"winner: {self.winner.candidate.name}"
-            for name, value in self.winner.candidate.settings.items():
-                yield f"export {name}='{value}'"
-        yield f"{self.sureness}; {self.took_s:.0f} s"
-
-
-def _upper(outcome: Outcome) -> str:
-    return "?" if outcome.lost_per_s == math.inf else f"{outcome.lost_per_s:.3g}"
+        Each has an equal part of the time beside the starts, and at least as long as its start,
+        or two trials.
+        """
+        starts_s = self.others * max(start_s, self.expected_start_s)
+        equal_s = (self.ends_at - now - starts_s) / (self.others + 1)
+        return min(self.ends_at, now + max(equal_s, start_s, 2 * self.trial_s))
 
 
 def search(
     candidates: Sequence[Candidate],
-    try_out: Callable[[Candidate, float, float], Outcome],
+    try_out: Callable[[Candidate, Sequence[float], Share], Outcome],
+    levels: int,
     *,
     clock: Callable[[], float],
     ends_at: float,
+    trial_s: float = 0.0,
 ) -> tuple[list[Outcome], list[str]]:
-    """Try the candidates in turn until time is up; return outcomes, best first, and who was left.
+    """Try the candidates in turn until time is up; return outcomes and the names of who was left.
 
-    `try_out` gets a candidate, the rate to beat and when to end, and raises `PdEagleError` where it
-    cannot start. Each gets an equal share of what is left, and at least twice as long as the
-    longest start so far, which is what a start is expected to take.
+    `try_out` gets a candidate, the rates to beat at each of the `levels`, and its share of the
+    time; it raises `PdEagleError` where it cannot start. None is begun for which the longest start
+    so far and a trial would not fit.
     """
     outcomes: list[Outcome] = []
     longest_s = 0.0
     left = list(candidates)
-    while left:
-        if clock() + longest_s > ends_at:
-            break
+    while left and clock() + longest_s + trial_s <= ends_at:
         candidate, began = left.pop(0), clock()
-        to_beat = max((one.kept_per_s for one in outcomes), default=0.0)
+        to_beat = [best(outcomes, number) for number in range(levels)]
+        share = Share(ends_at, len(left), longest_s, trial_s)
         try:
-            share_s = max((ends_at - began) / (len(left) + 1), 2 * longest_s)
-            outcome = try_out(candidate, to_beat, min(ends_at, began + share_s))
+            outcome = try_out(candidate, to_beat, share)
         except PdEagleError as error:
-            reason = f"cannot start: {error}".splitlines()[0]
-            outcome = Outcome(candidate, 0.0, math.inf, reason[:200])
+            reason = f"cannot start: {error}".splitlines()[0][:200]
+            outcome = Outcome(candidate, (Bracket(),) * levels, (reason,) * levels)
         outcome = dataclasses.replace(outcome, start_s=outcome.start_s or clock() - began)
         longest_s = max(longest_s, outcome.start_s or 0.0)
         outcomes.append(outcome)
-    outcomes.sort(key=lambda one: (-one.kept_per_s, -one.answers_per_s))
     return outcomes, [candidate.name for candidate in left]
+
+
+def best(outcomes: Sequence[Outcome], number: int) -> float:
+    """Return the highest rate that any of `outcomes` keeps at level `number`."""
+    return max((one.brackets[number].keeps_per_s for one in outcomes), default=0.0)

@@ -1,74 +1,38 @@
-"""`pd-eagle tune`: starts each candidate plan here, one after the other, and loads it.
-
-Requests are sent at random moments, whoever has not answered yet. It decides nothing: `tune` does.
-"""
+"""`pd-eagle tune`: starts each candidate plan here, one after the other, and loads it."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import random
 import re
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pd_eagle import tune
 from pd_eagle.errors import PdEagleError, PlanRefused, SettingsError
 from pd_eagle.pd_engine import PDEngine
-from pd_eagle.plan import config, deployment, devices, engine_args, models
+from pd_eagle.plan import config, deployment, devices, engine_args, measured, models
+from pd_eagle.tune_load import Load
+from pd_eagle.tune_report import Report
+from pd_eagle.tune_traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pd_eagle.plan.devices import Inventory
-    from pd_eagle.tune import Candidate, Level, Outcome, Report, Trial
+    from pd_eagle.tune import Candidate, Level, Outcome, Share, Trial
+    from pd_eagle.tune_traffic import Asked
 
 logger = logging.getLogger(__name__)
 
-#: A trial sends for this long, and at least so many requests.
-TRIAL_S, FEWEST = 8.0, 12
-#: Drain: what is not answered by then was not good.
-_PATIENCE = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Tokens of one prompt and its answer."""
-
-    prompt: int
-    answer: int
-
-
-def read_trace(path: str) -> list[Asked]:
-    """Return the requests of a JSONL file with `prompt` and `answer`, in tokens, in each line.
-
-    Raises SettingsError that names the line. Times are not read: requests come at random moments.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise SettingsError(f"--trace {path!r}: {error.strerror}") from error
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            one = Asked(int(row["prompt"]), int(row["answer"]))
-        except (ValueError, TypeError, KeyError):
-            one = Asked(0, 0)
-        if one.prompt < 1 or one.answer < 1:
-            raise SettingsError(
-                f"--trace {path!r}, line {number}: {line[:80]!r}: wanted a JSON object with prompt"
-                ' and answer, in tokens ≥ 1, e.g. {"prompt": 3000, "answer": 300}'
-            )
-        found.append(one)
-    if not found:
-        raise SettingsError(f"--trace {path!r}: wanted at least one line")
-    return found
+#: A trial sends for this part of the budget, within these seconds.
+TRIAL_SHARE, SHORTEST_TRIAL_S, LONGEST_TRIAL_S = 1 / 45, 3.0, 15.0
+#: Of what a burst took, the rate at which the search begins.
+_BEGIN = 0.7
+#: A stop is expected to take this long, until one has been seen.
+_STOP_S = 5.0
+_START_TIMEOUT = "START_TIMEOUT_S"
 
 
 def candidates(environ: Mapping[str, str], inventory: Inventory) -> list[Candidate]:
@@ -78,18 +42,40 @@ def candidates(environ: Mapping[str, str], inventory: Inventory) -> list[Candida
     """
     found: dict[object, Candidate] = {}
     eagle = _eagle(environ, inventory)
-    for name, own in _ideas(environ, max(len(inventory.devices), 2), inventory.kind == "cuda"):
-        for suffix, drafting in (("", {}), *eagle):
-            given = {**environ, **own, **drafting}
-            try:
-                settings = config.Settings.from_env(given)
-                plan = deployment.outline(settings, inventory, engine_args.installed_transfers())
-            except (SettingsError, PlanRefused) as error:
-                logger.debug("%s%s is left out: %s", name, suffix, error)
-                continue
-            same = (plan.plan.workers, bool(drafting), own.get("ENGINE_ARGS"))
-            found.setdefault(same, tune.Candidate(name + suffix, {**own, **drafting}))
+    on_gpus = inventory.kind == "cuda"
+    ideas = list(_ideas(environ, max(len(inventory.devices), 2), on_gpus))
+    tried = [(idea, draft) for idea in ideas for draft in (_WITHOUT, *eagle[:1])]
+    # Other trees come last: the default is faster as a rule.
+    tried += [(idea, tree) for tree in eagle[1:] for idea in ideas]
+    for (name, own), draft in tried:
+        drafting = _drafting(environ, draft)
+        given = {**environ, **own, **drafting}
+        try:
+            settings = config.Settings.from_env(given)
+            plan = deployment.outline(settings, inventory, engine_args.installed_transfers())
+        except (SettingsError, PlanRefused) as error:
+            logger.debug("%s%s is left out: %s", name, draft.suffix, error)
+            continue
+        same = (plan.plan.workers, str(plan.plan.tree), own.get("ENGINE_ARGS"))
+        found.setdefault(same, tune.Candidate(name + draft.suffix, {**own, **drafting}))
     return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """How a plan drafts: the end of its name, and the settings that ask for it."""
+
+    suffix: str
+    settings: Mapping[str, str]
+
+
+_WITHOUT = _Draft("", {"SPECULATIVE_ALGORITHM": ""})
+_TREE = ("SPECULATIVE_NUM_STEPS", "SPECULATIVE_EAGLE_TOPK", "SPECULATIVE_NUM_DRAFT_TOKENS")
+
+
+def _drafting(environ: Mapping[str, str], draft: _Draft) -> dict[str, str]:
+    """Return what `draft` must set: nothing that is so anyway."""
+    return {name: value for name, value in draft.settings.items() if environ.get(name, "") != value}
 
 
 def _ideas(
@@ -114,30 +100,39 @@ def _ideas(
             yield f"unified × {engines // 2}, TP 2", pairs
 
 
-def _eagle(environ: Mapping[str, str], inventory: Inventory) -> list[tuple[str, dict[str, str]]]:
-    """Return EAGLE as a variant, where a draft is at hand."""
+def _eagle(environ: Mapping[str, str], inventory: Inventory) -> list[_Draft]:
+    """Return EAGLE as variants, where a draft is at hand: with the default tree, and with others.
+
+    A tree that the user set is the only one.
+    """
     for algorithm in ("EAGLE3", "EAGLE"):
-        eagle = {"SPECULATIVE_ALGORITHM": environ.get("SPECULATIVE_ALGORITHM", algorithm)}
+        eagle = {"SPECULATIVE_ALGORITHM": environ.get("SPECULATIVE_ALGORITHM") or algorithm}
         try:
             settings = config.Settings.from_env({**environ, **eagle})
             deployment.outline(settings, inventory, engine_args.installed_transfers())
         except PdEagleError:  # no draft is known, or it does not fit
             continue
-        return [(f", {eagle['SPECULATIVE_ALGORITHM']}", eagle)]
+        name = f", {eagle['SPECULATIVE_ALGORITHM']}"
+        found = [_Draft(name, eagle)]
+        if inventory.kind == "cuda" and not settings.tree_by_hand:
+            documented = dict(zip(_TREE, map(str, measured.TREE), strict=True))
+            found.append(_Draft(f"{name} tree", eagle | documented))
+        return found
     return []
 
 
 def run(
     environ: Mapping[str, str],
     requests: Sequence[Asked],
-    level: Level,
+    levels: Sequence[Level],
     budget_s: float,
     tell: Callable[[str], None],
     only: str = "",
 ) -> Report:
-    """Try every candidate plan within `budget_s` seconds and report.
+    """Try every candidate plan at all `levels` within `budget_s` seconds and report.
 
-    `only` is a regular expression that a plan's name must match. Raises `PdEagleError`.
+    The budget has the starts and the stops of engines in it. `only` is a regular expression that
+    a plan's name must match. Raises `PdEagleError`.
     """
     began = time.monotonic()
     settings = config.Settings.from_env(environ)
@@ -148,138 +143,95 @@ def run(
         raise PlanRefused(
             f"no plan fits {inventory} with these settings: see pd-eagle plan, and --only"
         )
-    tell(f"{len(plans)} plans on {inventory}, {budget_s:.0f} s")
 
-    def try_out(candidate: Candidate, to_beat: float, ends_at: float) -> Outcome:
-        return _try_out(environ, candidate, requests, level, to_beat, ends_at, vocab_size, tell)
+    def told(line: str) -> None:
+        tell(f"[{time.monotonic() - began:4.0f} of {budget_s:.0f} s] {line}")
 
-    outcomes, untried = tune.search(plans, try_out, clock=time.monotonic, ends_at=began + budget_s)
-    kinds = ", ".join(f"{one.prompt}/{one.answer}" for one in requests[:3])
-    traffic = f"{kinds}{', …' if len(requests) > 3 else ''} (prompt/answer tokens)"
-    return tune.Report(traffic, level, tuple(outcomes), time.monotonic() - began, tuple(untried))
+    told(f"{len(plans)} plans on {inventory}: {', '.join(one.name for one in plans)}")
+    trial_s = min(max(budget_s * TRIAL_SHARE, SHORTEST_TRIAL_S), LONGEST_TRIAL_S)
+    runner = _Runner(environ, Traffic(requests, vocab_size), tuple(levels), trial_s, told)
+    outcomes, untried = tune.search(
+        plans,
+        runner.try_out,
+        len(levels),
+        clock=runner.clock,
+        ends_at=began + budget_s,
+        trial_s=trial_s,
+    )
+    took_s = time.monotonic() - began
+    traffic = str(runner.traffic)
+    return Report(traffic, tuple(levels), tuple(outcomes), took_s, budget_s, tuple(untried))
 
 
-def _try_out(
-    environ: Mapping[str, str],
-    candidate: Candidate,
-    requests: Sequence[Asked],
-    level: Level,
-    to_beat: float,
-    ends_at: float,
-    vocab_size: int,
-    tell: Callable[[str], None],
-) -> Outcome:
-    began = time.monotonic()
-    with PDEngine(**config.keywords({**environ, **candidate.settings})) as engine:
-        start_s = time.monotonic() - began
-        tell(f"{candidate.name}: ready after {start_s:.1f} s")
-        load = _Load(engine, requests, level, ends_at, vocab_size)
-        alone_s = load.warm()
+@dataclass(slots=True)
+class _Runner:
+    """Starts plans and loads them; `stop_s` is the longest stop of engines so far, in seconds."""
+
+    environ: Mapping[str, str]
+    traffic: Traffic
+    levels: tuple[Level, ...]
+    trial_s: float
+    tell: Callable[[str], None]
+    stop_s: float = field(default=_STOP_S)
+
+    def clock(self) -> float:
+        """Return the time as if the engines that run had been stopped, in monotonic seconds."""
+        return time.monotonic() + self.stop_s
+
+    def try_out(self, candidate: Candidate, to_beat: Sequence[float], share: Share) -> Outcome:
+        """Start `candidate`, find what it keeps, and stop it. Raises `PdEagleError`.
+
+        A start that leaves no time for a trial is ended.
+        """
+        began = time.monotonic()
+        self.tell(f"{candidate.name}: starting")
+        limit_s = share.ends_at - self.clock() - share.trial_s
+        engine = PDEngine(**self._keywords(candidate, limit_s))
+        try:
+            start_s = time.monotonic() - began
+            self.tell(f"{candidate.name}: ready after {start_s:.1f} s")
+            ends_at = share.measures_until(self.clock(), start_s) - self.stop_s
+            outcome = self._found(engine, candidate, to_beat, ends_at)
+        finally:
+            stopping = time.monotonic()
+            engine.shutdown()
+            stopped_s = time.monotonic() - stopping
+            self.stop_s = stopped_s if self.stop_s == _STOP_S else max(self.stop_s, stopped_s)
+        return replace(outcome, start_s=start_s)
+
+    def _found(
+        self, engine: PDEngine, candidate: Candidate, to_beat: Sequence[float], ends_at: float
+    ) -> Outcome:
+        load = Load(engine, self.traffic, self.levels, trial_s=self.trial_s, ends_at=ends_at)
+        try:
+            most = load.warm()
+        except tune.OutOfTime:
+            ended = ("out of time",) * len(self.levels)
+            return tune.Outcome(candidate, (tune.Bracket(),) * len(ended), ended)
+        self.tell(f"{candidate.name}: {most:.3g}/s when many ask at once")
 
         def measure(rate: float) -> Trial:
             trial = load.at(rate)
-            verdict = "kept" if trial.kept(level) else "not kept"
-            tell(f"{candidate.name}: {rate:.3g}/s {verdict}, {trial.good} of {trial.asked} good")
+            self.tell(f"{candidate.name}: {self._said(trial)}")
             return trial
 
-        outcome = tune.bracket(
-            candidate,
-            measure,
-            level,
-            first_per_s=1 / max(alone_s, 1e-3),
-            to_beat_per_s=to_beat,
-        )
-    return replace(outcome, start_s=start_s)
-
-
-class _Load:
-    """Sends requests to one engine at a rate."""
-
-    def __init__(
-        self,
-        engine: PDEngine,
-        requests: Sequence[Asked],
-        level: Level,
-        ends_at: float,
-        vocab_size: int,
-    ) -> None:
-        self._engine = engine
-        self._requests = requests
-        self._level = level
-        self._ends_at = ends_at
-        self._vocab_size = vocab_size
-        self._draw = random.Random(0)
-
-    def warm(self) -> float:
-        """Send one request, twice; return how long the second took, in seconds."""
-        for _ in range(2):
-            began = time.monotonic()
-            asyncio.run(self._one(self._requests[0]))
-        return time.monotonic() - began
-
-    def at(self, rate: float) -> Trial:
-        """Send at `rate` a second. Raises `OutOfTime` where the budget ends before the trial."""
-        seconds = max(TRIAL_S, FEWEST / rate)
-        longest = max(one.answer for one in self._requests)
-        drain_s = _PATIENCE * (self._level.first_s + longest * self._level.mean_gap_s)
-        if time.monotonic() + seconds > self._ends_at:
-            raise tune.OutOfTime
-        return asyncio.run(self._offered(rate, seconds, drain_s))
-
-    async def _offered(self, rate: float, seconds: float, drain_s: float) -> Trial:
-        count = max(1, round(rate * seconds))
-        moments = sorted(self._draw.uniform(0, seconds) for _ in range(count))
-        began = time.monotonic()
-        asking = []
-        for number, moment in enumerate(moments):
-            await asyncio.sleep(max(0.0, began + moment - time.monotonic()))
-            one = self._requests[number % len(self._requests)]
-            asking.append(asyncio.create_task(self._one(one)))
-        left_s = max(0.0, self._ends_at - time.monotonic())
-        done, late = await asyncio.wait(asking, timeout=min(drain_s, left_s))
-        took_s = time.monotonic() - began
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-        if late and left_s < drain_s:
-            raise tune.OutOfTime  # they were cut off by the budget, not by the level
-        return self._summed(rate, count, list(done), took_s)
-
-    def _summed(
-        self, rate: float, count: int, done: list[asyncio.Task[tuple[float, list[float]]]], s: float
-    ) -> Trial:
-        times = [task.result() for task in done if task.exception() is None]
-        errors = {str(error) for task in done if (error := task.exception()) is not None}
-        means = [sum(gaps) / len(gaps) for _, gaps in times if gaps]
-        return tune.Trial(
-            rate_per_s=rate,
-            asked=count,
-            good=sum(self._level.keeps(first, gaps) for first, gaps in times),
-            answers_per_s=len(times) / s,
-            first_p95_s=_p95([first for first, _ in times]),
-            mean_gap_p95_s=_p95(means),
-            errors=tuple(sorted(errors))[:3],
+        return tune.find(
+            candidate, measure, self.levels, first_per_s=most * _BEGIN, to_beat=to_beat
         )
 
-    async def _one(self, asked: Asked) -> tuple[float, list[float]]:
-        """Return when the first token came, and the gaps between those that followed."""
-        ids = [self._draw.randrange(self._vocab_size) for _ in range(asked.prompt)]
-        params = {"max_new_tokens": asked.answer, "ignore_eos": True, "temperature": 0}
-        began = last = time.monotonic()
-        first, gaps, seen = 0.0, [], 0
-        stream = await self._engine.async_generate(
-            input_ids=ids, sampling_params=params, stream=True
-        )
-        async for result in stream:
-            now, tokens = time.monotonic(), len(result["output_ids"])
-            if not seen:
-                first = now - began
-            elif tokens > seen:
-                # Drafts that are accepted come together: the gap is shared among them.
-                gaps += [(now - last) / (tokens - seen)] * (tokens - seen)
-            last, seen = now, tokens
-        return first, gaps
+    def _said(self, trial: Trial) -> str:
+        shares = [
+            f"{trial.share(number):.0%}{'' if trial.share(number) >= level.quantile else ' ✗'}"
+            for number, level in enumerate(self.levels)
+        ]
+        kept = sum("✗" not in share for share in shares)
+        verdict = "kept" if kept == len(shares) else "not kept" if not kept else "kept by some"
+        cut = ", cut short" if trial.cut_short else ""
+        return f"{trial.rate_per_s:.3g}/s {verdict}, good: {', '.join(shares)}{cut}"
 
-
-def _p95(values: list[float]) -> float:
-    return sorted(values)[int(0.95 * (len(values) - 1))] if values else 0.0
+    def _keywords(self, candidate: Candidate, left_s: float) -> dict[str, str]:
+        """Return the settings as keyword arguments, with a limit on the start."""
+        given = {**self.environ, **candidate.settings}
+        limit_s = float(given.get(_START_TIMEOUT) or left_s)
+        given[_START_TIMEOUT] = f"{max(1.0, min(limit_s, left_s)):.1f}"
+        return config.keywords(given)

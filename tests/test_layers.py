@@ -26,7 +26,8 @@ WINGS = ("ground", "cpu", "demo", "plan", "workers", "requests", "http", "top")
 GROUND = {"errors", "messages", "version", "overrides"}
 TOP = {
     *("loops", "gpu_holds", "front", "relay", "front_thread", "pd_engine"),
-    *("tune", "tune_run", "warm", "serve", "cli", "__main__"),
+    *("tune", "tune_traffic", "tune_load", "tune_run", "tune_report", "tune_plot", "tune_cli"),
+    *("option_types", "warm", "serve", "cli", "__main__"),
 }
 
 # Foreign library → the modules that may import it.
@@ -40,6 +41,7 @@ DOORS: dict[str, set[str]] = {
     "prometheus_client": {"requests.metrics", "requests.exposition", "workers.engine_metrics"},
     "numpy": {"requests.metrics"},
     "tqdm": {"pd_engine"},
+    "matplotlib": {"tune_plot"},
     "opentelemetry": {"requests.tracing"},
     "starlette": {
         *("http.app", "http.disconnect", "http.error_responses", "http.event_stream"),

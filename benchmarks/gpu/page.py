@@ -202,6 +202,20 @@ def _mixed(name: str, part: Found) -> Iterator[list[object]]:
             yield [run["plan"], run["load"], mix, of["offered_per_s"], _completed(of), *times]
 
 
+def _tune(name: str, part: Found) -> Iterator[list[object]]:
+    for level in part["levels"]:
+        said, plans = level["level"], level["plans"]
+        if "chosen" not in level:
+            keeps = plans[level["winner"]]["keeps_per_s"] if level["winner"] else "–"
+            time = f"{part['took_s']:.0f} of {part['budget_s']:.0f}"
+            yield [name, said, level["winner"] or "none", keeps, "–", "–", "–", time]
+        else:
+            own = plans.get(level["chosen"], {}).get("keeps_per_s", "–")
+            best = level["best_by_keeps"]
+            ratios = [level["keeps_ratio"], level["goodput_ratio"]]
+            yield [name, said, level["chosen"] or "none", own, best, *ratios, "–"]
+
+
 _TIMES = ("first_token_s", "mean_gap_s", "longest_gap_s")
 #: What a reader must know besides a table's numbers.
 _NOTES = {
@@ -224,6 +238,7 @@ _TITLES = {
     "load": "Load",
     "transfer": "KV transfer",
     "mixed": "Chat and long prompts at once",
+    "tune": "The plan that `pd-eagle tune` chooses",
 }
 _OFFERED, _SHARE = "offered, requests/s", "completed of offered"
 _RATES = [_OFFERED, "completed, requests/s", "goodput, requests/s"]
@@ -264,5 +279,12 @@ _TABLES: dict[str, tuple[list[str], Callable[[str, Found], Iterator[list[object]
             *("p50 of longest gaps, s", "p95"),
         ],
         _mixed,
+    ),
+    "tune": (
+        [
+            *("part", "level", "chosen", "keeps, requests/s", "best of the ladder"),
+            *("chosen / best", "the same by goodput", "seconds used"),
+        ],
+        _tune,
     ),
 }

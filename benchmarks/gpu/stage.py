@@ -28,6 +28,7 @@ STAGES: dict[str, float] = {
     "cold": 400,
     "kills": 700,
     "weights": 420,
+    "tune": 1900,
 }
 
 

@@ -25,7 +25,7 @@ RUN, DEV, GPU = (f"requirements{kind}.txt" for kind in ("", "-dev", "-gpu"))
 SCRIPTS = ("scripts/install.sh", "scripts/lock.sh", ".ci/run")
 
 # Which requirements file holds the pins of an extra, beside requirements.txt.
-EXTRAS = dict.fromkeys(("demo", "mooncake-cpu", "tracing", "bench", "test"), DEV) | {
+EXTRAS = dict.fromkeys(("demo", "mooncake-cpu", "tracing", "plot", "bench", "test"), DEV) | {
     "mooncake-cuda": GPU
 }
 

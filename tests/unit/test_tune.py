@@ -1,4 +1,4 @@
-"""The search for the best plan: over plans whose capacity the test knows."""
+"""The search for the best plan: over plans whose capacity at each level the test knows."""
 
 from __future__ import annotations
 
@@ -10,21 +10,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pd_eagle import cli, tune_run
-from pd_eagle.errors import PlanRefused, SettingsError, StartFailed
-from pd_eagle.plan.devices import parse_gpus
-from pd_eagle.tune import Candidate, Level, Outcome, OutOfTime, Report, Trial, bracket, search
+from pd_eagle.errors import StartFailed
+from pd_eagle.tune import (
+    NARROW,
+    Bracket,
+    Candidate,
+    Level,
+    Outcome,
+    OutOfTime,
+    Share,
+    Times,
+    Trial,
+    bracket,
+    find,
+    search,
+)
+from pd_eagle.tune_report import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
 LEVEL = Level(first_s=1.0, mean_gap_s=0.02)
+TIGHT = Level(first_s=1.0, mean_gap_s=0.01)
 PLAN = Candidate("PD 1+1", {"PD_MODE": "on"})
 
 
-def of_capacity(capacity: float, limit: int = 1000) -> Callable[[float], Trial]:
-    """Play a plan that keeps every rate up to `capacity`, and has time for `limit` trials."""
+def of_capacity(*capacities: float, limit: int = 1000) -> Callable[[float], Trial]:
+    """Play a plan that keeps every rate up to its capacity at each level, for `limit` trials."""
     left = limit
 
     def measure(rate: float) -> Trial:
@@ -32,8 +44,8 @@ def of_capacity(capacity: float, limit: int = 1000) -> Callable[[float], Trial]:
         if not left:
             raise OutOfTime
         left -= 1
-        good = 100 if rate <= capacity else 50
-        return Trial(rate, 100, good, min(rate, capacity), 0.1, 0.01)
+        good = tuple(100 if rate <= capacity else 50 for capacity in capacities)
+        return Trial(rate, 100, good, min(rate, max(capacities)))
 
     return measure
 
@@ -41,180 +53,179 @@ def of_capacity(capacity: float, limit: int = 1000) -> Callable[[float], Trial]:
 @settings(max_examples=200)
 @given(st.floats(0.05, 500), st.floats(0.5, 5))
 def test_the_bracket_holds_the_capacity_and_is_narrow(capacity: float, first: float) -> None:
-    found = bracket(PLAN, of_capacity(capacity), LEVEL, first_per_s=first)
-    assert len(found.trials) <= 20
+    found = find(PLAN, of_capacity(capacity), [LEVEL], first_per_s=first)
+    (one,) = found.brackets
+    assert len(found.trials) <= 25
     if capacity >= first / 16:
-        assert found.kept_per_s <= capacity < found.lost_per_s
-        assert found.lost_per_s <= 1.15 * found.kept_per_s
+        assert one.kept_per_s <= capacity < one.lost_per_s
+        assert one.width <= NARROW
+        assert found.ended == ("narrow enough",)
+        assert one.kept_per_s <= one.keeps_per_s < one.lost_per_s
     else:
-        assert found.kept_per_s <= capacity
+        assert one.kept_per_s <= capacity
+
+
+@settings(max_examples=200)
+@given(st.lists(st.floats(0.5, 50), min_size=3, max_size=3), st.floats(0.5, 5))
+def test_levels_share_trials_and_each_is_found(capacities: list[float], first: float) -> None:
+    levels = [LEVEL] * 3
+    found = find(PLAN, of_capacity(*capacities), levels, first_per_s=first)
+    alone = [find(PLAN, of_capacity(one), [LEVEL], first_per_s=first) for one in capacities]
+    for capacity, one in zip(capacities, found.brackets, strict=True):
+        assert one.kept_per_s <= capacity < one.lost_per_s
+        assert one.width <= NARROW
+    assert len(found.trials) <= sum(len(one.trials) for one in alone)
 
 
 def test_a_plan_that_cannot_win_is_given_up_after_one_trial() -> None:
-    found = bracket(PLAN, of_capacity(5), LEVEL, first_per_s=1, to_beat_per_s=8)
-    assert (len(found.trials), found.kept_per_s) == (1, 0.0)
-    assert found.ended == "does not keep 8.4/s, and another does"
-    assert bracket(PLAN, of_capacity(20), LEVEL, first_per_s=1, to_beat_per_s=8).kept_per_s > 17
+    found = find(PLAN, of_capacity(5), [LEVEL], first_per_s=1, to_beat=[8])
+    assert len(found.trials) == 1
+    assert found.brackets == (Bracket(0.0, 8.4, 0.0),)
+    assert found.ended == ("does not keep 8.4/s, and another does",)
+    better = find(PLAN, of_capacity(20), [LEVEL], first_per_s=1, to_beat=[8])
+    assert better.brackets[0].kept_per_s > 18
+
+
+def test_a_plan_is_given_up_only_when_it_can_win_at_no_level() -> None:
+    # It loses at the loose level and wins at the tight one: both must be found out.
+    found = find(PLAN, of_capacity(9, 6), [LEVEL, TIGHT], first_per_s=1, to_beat=[12, 3])
+    assert found.ended == ("does not keep 12.6/s, and another does", "narrow enough")
+    assert found.brackets[1].kept_per_s <= 6 < found.brackets[1].lost_per_s
+    # It can win at neither: the lowest rate to beat is asked first, and answers for both.
+    found = find(PLAN, of_capacity(2, 2), [LEVEL, TIGHT], first_per_s=1, to_beat=[12, 3])
+    assert [trial.rate_per_s for trial in found.trials] == pytest.approx([3.15])
 
 
 def test_what_was_found_counts_when_time_is_up() -> None:
-    found = bracket(PLAN, of_capacity(30, limit=2), LEVEL, first_per_s=2)
-    assert (found.kept_per_s, found.lost_per_s, found.ended) == (4, math.inf, "out of time")
-    assert found.answers_per_s == 4
+    found = find(PLAN, of_capacity(30, limit=2), [LEVEL], first_per_s=2)
+    assert found.brackets == (Bracket(3.2, math.inf, 3.2),)
+    assert found.ended == ("out of time",)
+    assert found.answers_per_s(0) == 3.2
+
+
+def test_between_two_rates_the_share_of_good_answers_decides() -> None:
+    trials = [Trial(10, 100, (97,), 10), Trial(12, 100, (89,), 11)]
+    one = bracket(trials, 0, 0.95)
+    assert (one.kept_per_s, one.lost_per_s) == (10, 12)
+    assert one.keeps_per_s == pytest.approx(10 * 1.2**0.25)
+    # A rate that was lost counts more than a higher one that was kept.
+    assert bracket([*trials, Trial(9, 100, (90,), 9)], 0, 0.95) == Bracket(0.0, 9, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("first_s", "gaps", "good"),
+    ("times", "good"),
     [
-        (0.9, [0.01, 0.03], True),
-        (1.1, [0.01], False),
-        (0.5, [0.03, 0.03], False),
-        (0.5, [0.01] * 20 + [0.06], False),  # the longest
-        (0.5, [], True),
+        (Times(0.9, 0.02, 0.03), True),
+        (Times(1.1, 0.01, 0.01), False),
+        (Times(0.5, 0.03, 0.03), False),
+        (Times(0.5, 0.01, 0.06), False),  # the longest
+        (Times(0.5), True),
     ],
 )
-def test_a_good_answer(first_s: float, gaps: list[float], good: bool) -> None:
-    assert Level(1.0, 0.02, 0.05).keeps(first_s, gaps) is good
+def test_a_good_answer(times: Times, good: bool) -> None:
+    assert Level(1.0, 0.02, 0.05).keeps(times) is good
+
+
+def test_a_level_says_what_it_keeps() -> None:
+    assert str(LEVEL) == "first token ≤ 1 s, mean gap ≤ 20 ms, 95% of answers"
+    assert "longest ≤ 50 ms" in str(Level(1.0, 0.02, 0.05))
 
 
 shares: list[float] = []  # seconds that each was given
 
 
 def outcomes(
-    capacities: dict[str, float], *, start_s: float, ends_at: float
+    capacities: dict[str, float | tuple[float, ...]],
+    *,
+    start_s: float,
+    ends_at: float,
+    levels: Sequence[Level] = (LEVEL,),
 ) -> tuple[list[Outcome], list[str], list[str]]:
     """Search plans of these capacities, each of which takes `start_s` and a second a trial."""
     now, tried = 0.0, []
     shares.clear()
 
-    def try_out(candidate: Candidate, to_beat: float, ends: float) -> Outcome:
+    def try_out(candidate: Candidate, to_beat: Sequence[float], share: Share) -> Outcome:
         nonlocal now
         tried.append(candidate.name)
-        shares.append(ends - now)
         now += start_s
+        shares.append(share.measures_until(now, start_s) - now)
         capacity = capacities[candidate.name]
         if not capacity:
             raise StartFailed("no room\nand more")
-        return bracket(
-            candidate, of_capacity(capacity), LEVEL, first_per_s=1, to_beat_per_s=to_beat
-        )
+        each = capacity if isinstance(capacity, tuple) else (capacity,)
+        return find(candidate, of_capacity(*each), levels, first_per_s=1, to_beat=to_beat)
 
     plans = [Candidate(name, {"X": name}) for name in capacities]
-    found, untried = search(plans, try_out, clock=lambda: now, ends_at=ends_at)
+    found, untried = search(plans, try_out, len(levels), clock=lambda: now, ends_at=ends_at)
     return found, untried, tried
+
+
+def report_of(found: list[Outcome], *levels: Level, untried: tuple[str, ...] = ()) -> Report:
+    return Report("300/100", levels or (LEVEL,), tuple(found), 60.0, 90.0, untried)
 
 
 def test_the_best_plan_wins_and_one_that_cannot_start_says_why() -> None:
     found, untried, _ = outcomes({"a": 3, "b": 12, "c": 0, "d": 5}, start_s=1, ends_at=100)
-    assert found[0].candidate.name == "b"
     assert untried == []
     refused = next(one for one in found if one.candidate.name == "c")
-    assert refused.ended == "cannot start: no room"
-    report = Report("300/100", LEVEL, tuple(found), 60.0)
-    assert report.winner is found[0]
+    assert refused.ended == ("cannot start: no room",)
+    report = report_of(found)
+    winner = report.winner(0)
+    assert winner is not None
+    assert winner.candidate.name == "b"
     text = "\n".join(report.lines())
     assert "winner: b\nexport X='b'" in text
+    assert "not tried: c" in text
     told = json.loads(json.dumps(report.as_json()))
-    assert (told["winner"], told["export"]) == ("b", {"X": "b"})
+    (level,) = told["levels"]
+    assert (level["winner"], level["export"]) == ("b", {"X": "b"})
+    assert [len(plan["trials"]) for plan in told["plans"]][2] == 0
+
+
+def test_each_level_has_its_own_winner() -> None:
+    plans: dict[str, float | tuple[float, ...]] = {
+        "replicas": (12.0, 2.5),
+        "PD": (6.0, 6.0),
+        "slow": (1.0, 1.0),
+    }
+    found, *_ = outcomes(plans, start_s=1, ends_at=100, levels=(LEVEL, TIGHT))
+    report = report_of(found, LEVEL, TIGHT)
+    names = [one.candidate.name for number in (0, 1) if (one := report.winner(number))]
+    assert names == ["replicas", "PD"]
+    assert len(found[2].trials) == 1
+    assert [level["winner"] for level in report.as_json()["levels"]] == names
+    assert "\n".join(report.lines()).count("winner: ") == 2
 
 
 def test_the_budget_ends_the_search_before_another_start_would_pass_it() -> None:
     found, untried, tried = outcomes({"a": 3, "b": 12, "c": 20}, start_s=40, ends_at=90)
     assert tried == ["a", "b"]
     assert untried == ["c"]
-    report = Report("300/100", LEVEL, tuple(found), 80.0, tuple(untried))
-    assert report.sureness.startswith("not sure; not tried: c")
+    report = report_of(found, untried=tuple(untried))
+    assert report.sureness(0).startswith("not sure; not tried: c")
 
 
 def test_no_plan_takes_the_time_of_those_that_come_after_it() -> None:
     outcomes({"a": 3, "b": 2, "c": 1, "d": 1}, start_s=10, ends_at=100)
-    assert shares == [25, 30, 40, 70]
+    # Nobody uses time here but for starts.
+    assert shares == [(90 - 30) / 4, (80 - 20) / 3, (70 - 10) / 2, 60]
+    outcomes({"a": 3, "b": 2, "c": 1}, start_s=40, ends_at=90)
+    assert shares == [40, 10]  # as long as a start, within the budget
 
 
 def test_it_is_sure_only_where_brackets_do_not_meet() -> None:
     def one(name: str, kept: float, lost: float) -> Outcome:
-        return Outcome(Candidate(name, {}), kept, lost, "narrow enough")
+        trials = (Trial(kept, 1, (1,), kept),)
+        return Outcome(
+            Candidate(name, {}), (Bracket(kept, lost, kept),), ("narrow enough",), trials
+        )
 
-    apart = Report("", LEVEL, (one("a", 10, 11), one("b", 5, 5.5)), 1.0)
-    assert apart.sureness.startswith("sure; one run a rate")
-    close = Report("", LEVEL, (one("a", 10, 11), one("b", 9, 12)), 1.0)
-    assert close.sureness.startswith("not sure; b keeps between 9 and 12")
-    none = Report("", LEVEL, (one("a", 0, 1),), 1.0)
+    assert report_of([one("a", 10, 11), one("b", 5, 5.5)]).sureness(0).startswith("sure; one run")
+    close = report_of([one("a", 10, 11), one("b", 9, 12)])
+    assert close.sureness(0).startswith("not sure; b keeps between 9/s and 12/s")
+    none = report_of([Outcome(PLAN, (Bracket(),), ("out of time",))])
     assert "no plan was tried at any rate: the column on the right says why" in none.lines()
-    assert none.winner is None
-    assert none.sureness == "no plan kept the level"
-
-
-def names(gpus: str, **environ: str) -> list[str]:
-    return [one.name for one in tune_run.candidates(environ, parse_gpus(gpus))]
-
-
-def test_the_candidates_are_plans_that_can_be() -> None:
-    assert names("2xH100", SPECULATIVE_DRAFT_MODEL_PATH="") == [
-        "unified × 2",
-        "unified × 2, EAGLE3",
-        "PD 1+1",
-        "PD 1+1, EAGLE3",
-        "unified × 2, chunk 512",
-        "unified × 2, chunk 512, EAGLE3",
-        "unified × 2, chunk 2048",
-        "unified × 2, chunk 2048, EAGLE3",
-        "unified × 1, TP 2",
-    ]  # that draft's 7 KV heads cannot be split by 2
-    assert names("cpu") == ["unified × 2", "unified × 2, EAGLE", "PD 1+1", "PD 1+1, EAGLE"]
-
-
-def test_what_the_user_set_is_kept_in_every_candidate() -> None:
-    found = tune_run.candidates({"ENGINE_ARGS": '{"page_size": 16}'}, parse_gpus("2xH100"))
-    chunked = [one for one in found if "chunk 512" in one.name]
-    assert json.loads(chunked[0].settings["ENGINE_ARGS"])["page_size"] == 16
-    assert [one.name for one in found if "EAGLE" in one.name] != []
-    fixed = tune_run.candidates({"PD_MODE": "off"}, parse_gpus("2xH100"))
-    assert any("unified" in one.name for one in fixed)
-
-
-def test_a_trace_is_read_and_a_bad_line_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "trace.jsonl"
-    file.write_text('{"prompt": 30, "answer": 3}\n\n{"prompt": 4, "answer": 9, "at": 0.5}\n')
-    assert tune_run.read_trace(str(file)) == [tune_run.Asked(30, 3), tune_run.Asked(4, 9)]
-    for bad in ("{}", "3", "x", '{"prompt": 0, "answer": 1}', '{"prompt": 1}'):
-        file.write_text(f'{{"prompt": 30, "answer": 3}}\n{bad}\n')
-        with pytest.raises(SettingsError, match=r"line 2: .*wanted a JSON object with prompt"):
-            tune_run.read_trace(str(file))
-    with pytest.raises(SettingsError, match="No such file"):
-        tune_run.read_trace(str(tmp_path / "none"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (("--prompt", "30"), "wanted --prompt and --answer, or --trace"),
-        ((), "wanted --prompt and --answer, or --trace"),
-        (("--prompt", "3", "--answer", "3", "--trace", "f"), "or --trace"),
-    ],
-)
-def test_a_traffic_that_is_no_traffic_is_refused(
-    arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["tune", *arguments], {}) == cli.REFUSED
-    assert told in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("15m", 900), ("90s", 90), ("1h", 3600), ("7", 7)])
-def test_a_budget_is_read(text: str, seconds: float) -> None:
-    assert cli._span(text) == seconds
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("--budget", "soon"), ("--budget", "m"), ("--quantile", "1.5")]
-)
-def test_a_bad_budget_or_share_is_refused(option: str, value: str) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["tune", option, value], {})
-    assert caught.value.code == 2
-
-
-def test_no_plan_is_a_refusal() -> None:
-    environ = {"DEVICE": "cpu"}
-    with pytest.raises(PlanRefused, match="see pd-eagle plan, and --only"):
-        tune_run.run(environ, [tune_run.Asked(3, 3)], LEVEL, 1.0, lambda line: None, "no such")
+    assert none.winner(0) is None
+    assert not none.has_winner
+    assert none.sureness(0) == "no plan kept the level"

@@ -168,10 +168,13 @@ def texts(draw: random.Random, mix: Mix, count: int) -> list[str]:
     ]
 
 
-async def ask(session: aiohttp.ClientSession, url: str, text: str, mix: Mix) -> Outcome:
+async def ask(
+    session: aiohttp.ClientSession, url: str, prompt: str | list[int], mix: Mix
+) -> Outcome:
+    """Send a text, or token ids, and return what came of it."""
     body = {
         "model": "default",
-        "prompt": text,
+        "prompt": prompt,
         "max_tokens": mix.new_tokens,
         "temperature": 0,
         "ignore_eos": True,
