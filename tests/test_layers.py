@@ -33,7 +33,10 @@ TOP = {
 # Foreign library → the modules that may import it.
 DOORS: dict[str, set[str]] = {
     "pynvml": {"plan.nvml"},
-    "sglang": {"workers.engine", "workers.engine_control", "http.openai_api", "cpu"},
+    "sglang": {
+        *("workers.engine", "workers.engine_control", "cpu"),
+        *("http.openai_api", "http.tokenizer_manager"),
+    },
     # The engine's door writes the token map in torch's own form.
     "torch": {"cpu", "demo", "workers.engine"},
     "transformers": {"demo"},
