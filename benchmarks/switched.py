@@ -56,7 +56,7 @@ Repeated: type[RequestWatch] = type(
 class SwitchedOpenAI(OpenAIApi):
     """Takes from the first token of each prompt whether metrics are counted."""
 
-    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+    def __init__(self, service: Service, engine_args: Mapping[str, Any], *_: object) -> None:
         super().__init__(service, {k: v for k, v in engine_args.items() if k != "script"})
         # Full collections of the objects that SGLang's import leaves would hit some rounds only.
         gc.collect()

@@ -11,6 +11,7 @@ PdEagleError                    500 internal_error
 ├── InvalidRequest              400 invalid_request_error  the client's mistake
 │   └── ContextLengthExceeded   400 context_length_exceeded
 ├── ModelNotFound               404 model_not_found
+├── NotFound                    404 not_found              what was to be kept is not, or no longer
 ├── EngineError                 500 engine_error           the engine refused or failed this request
 │   └── EngineCrashed           500 engine_crashed         the request crashes the engine it is in
 ├── WorkerDied                  503 worker_died            the engine's process is gone; retry
@@ -87,6 +88,13 @@ class ModelNotFound(PdEagleError):
     status = 404
     code = "model_not_found"
     param = "model"
+
+
+class NotFound(PdEagleError):
+    """The request names something that is not kept here, or no longer."""
+
+    status = 404
+    code = "not_found"
 
 
 class EngineError(PdEagleError):

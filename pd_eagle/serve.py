@@ -24,6 +24,8 @@ import uvicorn
 
 from pd_eagle.errors import PdEagleError, PlanRefused, SettingsError, StartFailed
 from pd_eagle.front import Front
+from pd_eagle.http import request_ids
+from pd_eagle.http.api_options import ApiOptions
 from pd_eagle.http.app import make_app
 from pd_eagle.http.http_protocol import (
     BoundedProtocol,
@@ -84,8 +86,10 @@ def _refuse(error: PdEagleError, exit_code: int) -> int:
 
 
 def _log_to_stderr(level: str) -> None:
-    form = "%(asctime)s %(levelname)-7s %(name)s %(message)s"
+    form = "%(asctime)s %(levelname)-7s %(name)s %(request_id)s%(message)s"
     logging.basicConfig(level=level, format=form, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(request_ids.mark)
 
 
 def _announce(deployment: Deployment) -> None:
@@ -181,7 +185,7 @@ class _Server:
         self._listener = listener
         self._settings = deployment.settings
         self._signals = signals.StopSignals()
-        app: Any = make_app(self._front)
+        app: Any = make_app(self._front, self._settings.cors_origins)
         if self._front.tracing is not None:
             app = self._front.tracing.over(app)
         config = uvicorn.Config(
@@ -236,7 +240,8 @@ class _Server:
 
     async def _start(self) -> None:
         host, port = self._listener.getsockname()[:2]
-        logger.info("listening on http://%s:%d, engines are starting", host, port)
+        shown = f"[{host}]" if ":" in host else host
+        logger.info("listening on http://%s:%d, engines are starting", shown, port)
         engines = asyncio.create_task(self._front.start())
         # Importing SGLang's serving classes takes seconds, while the engines start.
         layer = asyncio.create_task(asyncio.to_thread(self._make_openai))
@@ -254,7 +259,8 @@ class _Server:
     def _make_openai(self) -> Any:
         with _start_failure("the OpenAI layer"):
             make = pkgutil.resolve_name(self._front.deployment.stack.openai)
-            return make(self._front.service, self._front.deployment.front_args())
+            args = self._front.deployment.front_args()
+            return make(self._front.service, args, ApiOptions.of(self._settings))
 
     async def _stop(self, starting: asyncio.Task[None]) -> int:
         starting.cancel()

@@ -422,8 +422,9 @@ class ScriptedOpenAI:
 
     context_length = 1024
     tool_call_parser = None
+    root, created = "/models/letters", 1
 
-    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+    def __init__(self, service: Service, engine_args: Mapping[str, Any], *_: object) -> None:
         self.model: str = engine_args["served_model_name"]
         self._service = service
 
@@ -453,6 +454,9 @@ class ScriptedOpenAI:
             whole = "".join([text async for text in texts])
         return json.dumps({"text": whole}).encode()
 
+    async def stored(self, response_id: str, *, cancel: bool) -> bytes:
+        raise InvalidRequest(f"no response {response_id!r} is stored by the script")
+
     async def _texts(self, body: Body) -> AsyncGenerator[str, None]:
         params = {"max_new_tokens": body.max_tokens}
         request = Request(new_rid(), ids_of(body.prompt), params, timeout_s=body.timeout)
@@ -464,7 +468,7 @@ class ScriptedOpenAI:
 class LateOpenAI(ScriptedOpenAI):
     """One that is made only when something is written to the fifo in the variable GATE."""
 
-    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+    def __init__(self, service: Service, engine_args: Mapping[str, Any], *_: object) -> None:
         say("the OpenAI layer waits")
         Path(os.environ["GATE"]).read_text()
         super().__init__(service, engine_args)
@@ -473,5 +477,5 @@ class LateOpenAI(ScriptedOpenAI):
 class NoOpenAI:
     """One that cannot be made."""
 
-    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+    def __init__(self, service: Service, engine_args: Mapping[str, Any], *_: object) -> None:
         raise OSError("the script says that the template is missing")

@@ -36,6 +36,7 @@ DOORS: dict[str, set[str]] = {
     "sglang": {
         *("workers.engine", "workers.engine_control", "cpu"),
         *("http.openai_api", "http.tokenizer_manager"),
+        *("http.anthropic_api", "http.responses_api"),
     },
     # The engine's door writes the token map in torch's own form.
     "torch": {"cpu", "demo", "workers.engine"},
@@ -49,14 +50,18 @@ DOORS: dict[str, set[str]] = {
     "starlette": {
         *("http.app", "http.disconnect", "http.error_responses", "http.event_stream"),
         *("http.keep_alive", "http.openai_api", "http.pacing", "http.request_body"),
+        "http.request_ids",
+        *("http.anthropic_api", "http.responses_api"),
     },
     # SGLang's OpenAI classes speak in these.
-    "fastapi": {"http.openai_api"},
-    "pydantic": {"http.openai_api"},
+    "fastapi": {"http.openai_api", "http.responses_api"},
+    "jinja2": {"http.responses_api"},
+    "pydantic": {"http.body_reading", "http.responses_api"},
     "uvloop": {"loops"},
     "uvicorn": {"serve", "http.http_protocol"},
     "orjson": {
-        *("http.answers", "http.error_responses", "http.event_stream", "http.openai_api"),
+        *("http.answers", "http.error_responses", "http.error_shapes", "http.openai_api"),
+        *("http.anthropic_api", "http.body_reading", "http.response_store"),
     },
     # The form of the values that cross a layer or a process.
     "msgspec": {

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import orjson
 
-#: The OpenAI endpoint that a request came to.
-Endpoint = Literal["chat", "completion"]
+#: The endpoint that a request came to.
+Endpoint = Literal["chat", "completion", "messages", "count_tokens", "responses"]
 Results = list[dict[str, Any]]
 
 #: Responses with up to so many values take a few milliseconds.

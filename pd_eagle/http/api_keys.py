@@ -7,12 +7,14 @@ import secrets
 _SCHEME = b"bearer"
 
 
-def carries_one(keys: str, authorization: bytes) -> bool:
-    """Return whether the value of an Authorization header carries one of `keys`.
+def carries_one(keys: str, authorization: bytes, x_api_key: bytes = b"") -> bool:
+    """Return whether the value of an Authorization or of an X-API-Key header carries one of `keys`.
 
     `keys` are separated by commas. What it takes says nothing of how much of a key was right, nor
     which one it was.
     """
-    scheme, _, given = authorization.strip().partition(b" ")
-    right = [secrets.compare_digest(given.strip(), key.encode()) for key in keys.split(",")]
-    return any(right) and scheme.lower() == _SCHEME
+    scheme, _, bearer = authorization.strip().partition(b" ")
+    known = [key.encode() for key in keys.split(",")]
+    right = [secrets.compare_digest(bearer.strip(), key) for key in known]
+    bare = [secrets.compare_digest(x_api_key.strip(), key) for key in known]
+    return (any(right) and scheme.lower() == _SCHEME) or any(bare)

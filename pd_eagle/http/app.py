@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -23,13 +24,15 @@ from pd_eagle.http.error_responses import CLIENT_CLOSED_REQUEST, HANDLERS, json_
 from pd_eagle.http.event_stream import RAW_SEND, EventStream
 from pd_eagle.http.pacing import Pacing
 from pd_eagle.http.request_body import BodyMemory
+from pd_eagle.http.request_ids import RequestIds
+from pd_eagle.http.unknown_fields import IGNORED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
     from contextlib import AbstractContextManager
 
     from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from pd_eagle.http.answers import Endpoint
     from pd_eagle.requests.health import Health
@@ -42,6 +45,9 @@ class OpenAI(Protocol):
     """The OpenAI layer as the routes use it; `pd_eagle.http.openai_api.OpenAIApi` is one."""
 
     model: str
+    #: The path or name that the weights were loaded from, and when, in seconds since 1970.
+    root: str
+    created: int
     context_length: int
 
     @property
@@ -52,6 +58,7 @@ class OpenAI(Protocol):
         self, endpoint: Endpoint, request: Any, http: Request
     ) -> AsyncGenerator[str, None]: ...
     async def answer(self, endpoint: Endpoint, request: Any, http: Request) -> bytes: ...
+    async def stored(self, response_id: str, *, cancel: bool) -> bytes: ...
 
 
 class FrontProtocol(Protocol):
@@ -75,14 +82,23 @@ class _App(Starlette):
         scope[RAW_SEND] = send
         await super().__call__(scope, receive, send)
 
+    def build_middleware_stack(self) -> ASGIApp:
+        # Around all of it, so that a crash's response has an id too.
+        return RequestIds(super().build_middleware_stack())
 
-def make_app(front: FrontProtocol) -> Starlette:
-    """Return the application for `front`."""
+
+def make_app(front: FrontProtocol, cors_origins: str | None = None) -> Starlette:
+    """Return the application for `front`; pages from `cors_origins`, with commas, may use it."""
     routes = _Routes(front)
     table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
         # Starlette tries them in this order: the most frequent first.
         ("/v1/chat/completions", "POST", routes.chat),
         ("/v1/completions", "POST", routes.completion),
+        ("/v1/messages", "POST", routes.messages),
+        ("/v1/messages/count_tokens", "POST", routes.count_tokens),
+        ("/v1/responses", "POST", routes.responses),
+        ("/v1/responses/{id}", "GET", routes.response),
+        ("/v1/responses/{id}/cancel", "POST", routes.cancel_response),
         ("/health", "GET", routes.health),
         ("/health/live", "GET", routes.live),
         ("/health/ready", "GET", routes.ready),
@@ -90,14 +106,29 @@ def make_app(front: FrontProtocol) -> Starlette:
         ("/v1/models", "GET", routes.models),
         ("/v1/models/{model:path}", "GET", routes.model),
     ]
+    pacing = Middleware(Pacing, per_iteration=_REQUESTS_PER_ITERATION, exempt="/health")
     return _App(
         routes=[
             Route(path, _with_options(handler, method), methods=[method, "OPTIONS"])
             for path, method, handler in table
         ],
-        middleware=[Middleware(Pacing, per_iteration=_REQUESTS_PER_ITERATION, exempt="/health")],
+        middleware=[*_cors(cors_origins), pacing],
         exception_handlers=HANDLERS,
     )
+
+
+def _cors(origins: str | None) -> list[Middleware]:
+    if origins is None:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins.split(","),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", IGNORED, "retry-after"],
+        )
+    ]
 
 
 def _with_options(
@@ -142,7 +173,7 @@ class _Routes:
 
     async def model(self, request: Request) -> Response:
         openai = self._openai(request)
-        if request.path_params["model"] != openai.model:
+        if request.path_params["model"] not in (openai.model, "default"):
             raise ModelNotFound(f"the model {request.path_params['model']!r} is not served here")
         return json_response(_model_card(openai))
 
@@ -151,6 +182,25 @@ class _Routes:
 
     async def completion(self, request: Request) -> Response:
         return await self._generate("completion", request)
+
+    async def messages(self, request: Request) -> Response:
+        return await self._generate("messages", request)
+
+    async def count_tokens(self, request: Request) -> Response:
+        return await self._generate("count_tokens", request)
+
+    async def responses(self, request: Request) -> Response:
+        return await self._generate("responses", request)
+
+    async def response(self, request: Request) -> Response:
+        return await self._stored(request, cancel=False)
+
+    async def cancel_response(self, request: Request) -> Response:
+        return await self._stored(request, cancel=True)
+
+    async def _stored(self, request: Request, *, cancel: bool) -> Response:
+        body = await self._openai(request).stored(request.path_params["id"], cancel=cancel)
+        return Response(body, media_type="application/json")
 
     async def _generate(self, endpoint: Endpoint, http: Request) -> Response:
         openai = self._openai(http)
@@ -164,11 +214,16 @@ class _Routes:
                 request = await openai.parse(endpoint, body, http)
             if request.stream:
                 events = await openai.stream(endpoint, request, http)
-                return EventStream(events, stack.pop_all(), self._front.keep_alive_s)
+                response = EventStream(events, stack.pop_all(), self._front.keep_alive_s)
+                response.headers.update(_ignored(http))
+                return response
             answer = await unless_disconnected(openai.answer(endpoint, request, http), http.receive)
             if answer is None:
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
-            return Response(answer, media_type="application/json")
+            if (task := getattr(http.state, "background", None)) is not None:
+                held = stack.pop_all()  # one in the background keeps its place
+                task.add_done_callback(lambda _: held.close())
+            return Response(answer, headers=_ignored(http), media_type="application/json")
 
     def _openai(self, request: Request) -> OpenAI:
         self._authorize(request)
@@ -180,17 +235,29 @@ class _Routes:
         key = self._front.api_key
         if key is None:
             return
-        given = request.headers.get("authorization", "")
         # Starlette reads headers as Latin-1: these are the bytes as they were sent, UTF-8 or not.
-        if not api_keys.carries_one(key, given.encode("latin-1")):
-            raise HTTPException(401, "wrong or missing key: wanted 'Authorization: Bearer KEY'")
+        bearer, bare = (
+            request.headers.get(name, "").encode("latin-1")
+            for name in ("authorization", "x-api-key")
+        )
+        if not api_keys.carries_one(key, bearer, bare):
+            raise HTTPException(
+                401, "wrong or missing key: wanted 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+            )
+
+
+def _ignored(http: Request) -> dict[str, str]:
+    ignored = getattr(http.state, "ignored", ())
+    return {IGNORED: ", ".join(ignored)} if ignored else {}
 
 
 def _model_card(openai: OpenAI) -> dict[str, Any]:
     return {
         "id": openai.model,
         "object": "model",
-        "created": 0,
+        "created": openai.created,
         "owned_by": "pd_eagle",
+        "root": openai.root,
+        "parent": None,
         "max_model_len": openai.context_length,
     }

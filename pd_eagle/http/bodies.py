@@ -47,7 +47,7 @@ MAX_TOOLS = 512
 MAX_TOOL_VALUES = 2**14
 MAX_TOOL_BYTES = 2**20
 
-_SMALL = Json(max_values=64, max_depth=4, max_bytes=2**13)
+SMALL = Json(max_values=64, max_depth=4, max_bytes=2**13)
 #: Parameters of transformers' `apply_chat_template` that SGLang passes itself.
 _TEMPLATE_ARGUMENTS = frozenset(
     (
@@ -77,7 +77,7 @@ class _Messages:
                 tools += message["tools"]
         if parts > MAX_PARTS:
             return f"messages with at most {MAX_PARTS} parts and tool calls together"
-        found = _Tools().expected(tools, limits) if tools else None
+        found = Tools().expected(tools, limits) if tools else None
         return found and f"messages whose tools are {found}"
 
 
@@ -111,7 +111,11 @@ class _Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tools:
+class Tools:
+    """Tools; `schema_in` is the path from one to the schema of its arguments."""
+
+    schema_in: tuple[str, ...] = ("function", "parameters")
+
     def expected(self, value: Any, limits: EngineInfo) -> str | None:
         if not isinstance(value, list):
             return "a list of tools"
@@ -120,15 +124,18 @@ class _Tools:
         if size := measure(value, MAX_TOOL_VALUES, 2 * 32, MAX_TOOL_BYTES):
             return f"tools with {size} together"
         for tool in value:
-            function = tool.get("function") if isinstance(tool, dict) else None
-            parameters = function.get("parameters") if isinstance(function, dict) else None
+            parameters = tool
+            for name in self.schema_in:
+                parameters = parameters.get(name) if isinstance(parameters, dict) else None
             if parameters is not None and (found := schema_expected(parameters)):
                 return f"tools whose parameters are {found}"
         return None
 
 
 @dataclass(frozen=True, slots=True)
-class _ResponseFormat:
+class ResponseFormat:
+    """An object whose schemas and grammars are not too large to compile."""
+
     def expected(self, value: Any, limits: EngineInfo) -> str | None:
         if not isinstance(value, dict):
             return 'an object such as {"type": "json_object"}'
@@ -136,7 +143,9 @@ class _ResponseFormat:
 
 
 @dataclass(frozen=True, slots=True)
-class _TemplateArguments:
+class TemplateArguments:
+    """Variables of the chat template."""
+
     def expected(self, value: Any, limits: EngineInfo) -> str | None:
         if not isinstance(value, dict):
             return "an object"
@@ -151,17 +160,17 @@ BODY: dict[str, Bound] = {
     "messages": _Messages(),
     "prompt": _Prompt(),
     "input_ids": TokenIds(INT32_MAX),
-    "tools": _Tools(),
-    "tool_choice": _SMALL,
-    "response_format": _ResponseFormat(),
-    "chat_template_kwargs": _TemplateArguments(),
+    "tools": Tools(),
+    "tool_choice": SMALL,
+    "response_format": ResponseFormat(),
+    "chat_template_kwargs": TemplateArguments(),
     "logprobs": OPTIONS["top_logprobs_num"],  # a chat's is a flag: 0 or 1 to pydantic
     "top_logprobs": OPTIONS["top_logprobs_num"],
-    "stream_options": _SMALL,
-    "reasoning_effort": _SMALL,
-    "reasoning": _SMALL,
-    "thinking": _SMALL,
-    "task": _SMALL,
+    "stream_options": SMALL,
+    "reasoning_effort": SMALL,
+    "reasoning": SMALL,
+    "thinking": SMALL,
+    "task": SMALL,
     "custom_logit_processor": Each(OPTIONS["custom_logit_processor"], MAX_SAMPLES),
     "rid": Each(OPTIONS["rid"], MAX_SAMPLES),
     "extra_key": Each(OPTIONS["extra_key"], MAX_SAMPLES),
@@ -213,13 +222,15 @@ BODY: dict[str, Bound] = {
 }
 
 
-def check(fields: Mapping[str, Any], limits: EngineInfo, places: int) -> None:
+def check(
+    fields: Mapping[str, Any], limits: EngineInfo, places: int, table: Mapping[str, Bound] = BODY
+) -> None:
     """Raise `InvalidRequest` for a body that is too large for an engine, or would crash it.
 
-    `places` is how many requests may run and wait in all. Values of a wrong type are left to the
-    request class, whose message is better.
+    `table` has the fields of its endpoint. `places` is how many requests may run and wait in all.
+    Values of a wrong type are left to the request class, whose message is better.
     """
-    for name, bound in BODY.items():
+    for name, bound in table.items():
         if (value := fields.get(name)) is not None:
             _check(name, value, bound, limits)
     total = _check_samples(fields, places)

@@ -1,4 +1,4 @@
-"""Errors as HTTP responses in OpenAI's shape; does not know the routes."""
+"""Errors as HTTP responses in the shape of the API that was asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from pd_eagle.errors import NotServing, PdEagleError, openai_error
+from pd_eagle.errors import NotServing, PdEagleError
+from pd_eagle.http.error_shapes import body_of, error_body
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -38,27 +39,26 @@ def internal_error(error: Exception) -> PdEagleError:
     return PdEagleError(f"internal error: {type(error).__name__}")
 
 
-async def _pd_eagle_error(_: Request, error: Exception) -> Response:
+async def _pd_eagle_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PdEagleError)
     headers = {"retry-after": str(_RETRY_AFTER_S)} if error.status in (429, 503) else {}
     if isinstance(error, NotServing):
         headers["connection"] = "close"  # so that the client's retry can reach another server
-    return json_response(error.as_openai(), error.status, **headers)
+    return json_response(body_of(request.url.path, error), error.status, **headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind, code = _HTTP_CODES.get(error.status_code, ("invalid_request_error", "http_error"))
-    message = error.detail
+    message, path = error.detail, request.url.path
     if error.status_code in (404, 405):
-        message = f"{request.method} {request.url.path}: {error.detail}"
-    return json_response(
-        openai_error(message, kind, code), error.status_code, **dict(error.headers or {})
-    )
+        message = f"{request.method} {path}: {error.detail}"
+    body = error_body(path, error.status_code, message, kind, code)
+    return json_response(body, error.status_code, **dict(error.headers or {}))
 
 
-async def _crash(_: Request, error: Exception) -> Response:
-    return json_response(internal_error(error).as_openai(), 500)
+async def _crash(request: Request, error: Exception) -> Response:
+    return json_response(body_of(request.url.path, internal_error(error)), 500)
 
 
 async def _disconnected(_: Request, __: Exception) -> Response:

@@ -10,12 +10,12 @@ import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-import orjson
 from starlette.responses import StreamingResponse
 
 from pd_eagle.errors import PdEagleError
 from pd_eagle.http.disconnect import receive_disconnect
 from pd_eagle.http.error_responses import internal_error
+from pd_eagle.http.error_shapes import event_of
 from pd_eagle.http.keep_alive import KeepAlive
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._admission:
+            self._path = scope["path"]
             sending = self._send_events(send, scope[RAW_SEND])
             await self._send_unless_disconnected(receive, sending)
 
@@ -87,8 +88,7 @@ class EventStream(StreamingResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_error(self, send: Send, error: PdEagleError) -> None:
-        body = orjson.dumps(error.as_openai()).decode()
-        await send(_piece(f"data: {body}\n\ndata: [DONE]\n\n"))
+        await send(_piece(event_of(self._path, error)))
 
 
 def _piece(event: str) -> Message:

@@ -9,29 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import HTTPException
-from pydantic import ValidationError
-from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
+from sglang.srt.entrypoints.anthropic.protocol import (
+    AnthropicCountTokensRequest,
+    AnthropicMessagesRequest,
+)
+from sglang.srt.entrypoints.openai.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    ResponsesRequest,
+)
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
 from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
 from sglang.srt.parser.template_manager import TemplateManager
 from sglang.srt.runtime_context import get_serving
 
 from pd_eagle.errors import InvalidRequest, ModelNotFound, PdEagleError
-from pd_eagle.http import answers, bodies
+from pd_eagle.http import answers, bodies, body_reading, unknown_fields
+from pd_eagle.http.agent_bodies import TABLES
+from pd_eagle.http.anthropic_api import MessagesApi
+from pd_eagle.http.api_options import ApiOptions
+from pd_eagle.http.responses_api import ResponsesApi
 from pd_eagle.http.tokenizer_manager import TokenizerManager
 from pd_eagle.plan import tool_parsers
-from pd_eagle.requests.bounds import shown
 from pd_eagle.requests.generate_api import MISREAD, sglang_message
-from pd_eagle.requests.json_size import has_more_values
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping, Set
     from typing import NoReturn
 
     from starlette.requests import Request as HttpRequest
@@ -45,16 +55,26 @@ _INLINE_BODY_BYTES = 2**13
 _LARGE_BODY_BYTES = 2**18
 #: orjson and pydantic hold the GIL, for about 0.1 µs a value.
 _MOST_VALUES = 2**18  # an object counts as 8, a string as 2
-_PROBLEMS_SHOWN = 8
-#: Pydantic builds the whole list of problems at once.
-_PROBLEMS_READ = 2**11
-_LONGEST_MESSAGE = 4000
+
+#: The fields that SGLang's class of an endpoint knows; its validators read one that is no field.
+KNOWN_FIELDS: Mapping[Endpoint, Set[str]] = {
+    "chat": ChatCompletionRequest.model_fields.keys() | {"reasoning"},
+    "completion": CompletionRequest.model_fields.keys(),
+    "messages": AnthropicMessagesRequest.model_fields.keys(),
+    "count_tokens": AnthropicCountTokensRequest.model_fields.keys(),
+    "responses": ResponsesRequest.model_fields.keys(),
+}
 
 
 class OpenAIApi:
     """The OpenAI endpoints as SGLang answers them."""
 
-    def __init__(self, service: Service, engine_args: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        engine_args: Mapping[str, Any],
+        options: ApiOptions = ApiOptions(),  # noqa: B008 - frozen
+    ) -> None:
         """Set up SGLang's serving classes in this process.
 
         `engine_args` are those of the engines that answer, without what makes them PD or
@@ -77,12 +97,19 @@ class OpenAIApi:
         self._facade = facade
         self.detokenize = facade.detokenize
         self.model = facade.served_model_name
+        self.root = facade.model_path
+        self.created = int(time.time())
         self.context_length: int = facade.model_config.context_len
         self.tool_parser = facade.choose_tool_parser(templates)
         self._serving: dict[Endpoint, Any] = {
             "chat": _Chat(facade, templates),
             "completion": _Completion(facade, templates),
         }
+        self._messages = MessagesApi(self, self._serving["chat"], options.preambles)
+        self._responses = ResponsesApi(
+            facade, templates, self._in_thread, options.response_store_bytes
+        )
+        self._strict_fields = options.strict_fields
         if service.eagle_rules is not None:
             service.eagle_rules.correct_defaults(self._serving["chat"].default_sampling_params)
 
@@ -110,23 +137,28 @@ class OpenAIApi:
         return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
 
     def _parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
-        request_class = ChatCompletionRequest if endpoint == "chat" else CompletionRequest
-        fields = _load(body, max(_MOST_VALUES, 2 * self.context_length))
-        http.state.timeout_s = _timeout_s(
+        fields = body_reading.load(body, max(_MOST_VALUES, 2 * self.context_length))
+        http.state.timeout_s = body_reading.timeout_s(
             fields.pop("timeout", None), self._service.request_timeout_s
         )
-        bodies.check(fields, self._service.limits, self._service.places)
-        try:
-            request = request_class.model_validate(fields)
-        except ValidationError as error:
-            raise InvalidRequest(_describe(error)) from error
-        except MISREAD as error:  # SGLang's validators, given a type that they do not expect
-            raise InvalidRequest(sglang_message(error)) from error
+        bodies.check(fields, self._service.limits, self._service.places, TABLES[endpoint])
+        http.state.ignored = unknown_fields.take(
+            fields, endpoint, KNOWN_FIELDS[endpoint], strict=self._strict_fields
+        )
+        if endpoint in ("messages", "count_tokens"):
+            message = self._messages.read(fields, count_only=endpoint == "count_tokens")
+            self._check(message.chat)
+            return message
+        if endpoint == "responses":
+            request = self._responses.read(fields)
+        else:
+            request_class = ChatCompletionRequest if endpoint == "chat" else CompletionRequest
+            request = body_reading.validated(request_class, fields)
         self._check(request)
         return request
 
     def _check(self, request: Any) -> None:
-        if request.model not in ("default", self.model):
+        if request.model not in ("default", None, self.model):
             raise ModelNotFound(
                 f"the model {request.model!r} is not served here: wanted {self.model!r}"
             )
@@ -139,9 +171,13 @@ class OpenAIApi:
 
     def _check_tools(self, request: Any) -> None:
         """Refuse tools for which no parser is known: their calls would be sent as text."""
-        if self.tool_parser.name is not None or not isinstance(request, ChatCompletionRequest):
+        if self.tool_parser.name is not None or isinstance(request, CompletionRequest):
             return
-        if request.tool_choice != "none" and self._serving["chat"]._effective_tools(request):
+        if isinstance(request, ChatCompletionRequest):
+            tools = self._serving["chat"]._effective_tools(request)
+        else:
+            tools = self._responses.tools(request)
+        if request.tool_choice != "none" and tools:
             raise InvalidRequest(
                 f"tools: no parser of tool calls is known for {self.model} "
                 f"({self.tool_parser.reason}): wanted {tool_parsers.VARIABLE} set on the server "
@@ -155,6 +191,15 @@ class OpenAIApi:
 
         What is wrong with the request itself is raised here, before the first event.
         """
+        if endpoint == "messages":
+            return await self._messages.stream(request, http)
+        if endpoint == "responses":
+            return await self._responses.stream(request, http)
+        return await self._events(endpoint, request, http)
+
+    async def _events(
+        self, endpoint: Endpoint, request: Any, http: HttpRequest
+    ) -> AsyncGenerator[str, None]:
         serving = self._serving[endpoint]
         adapted, processed = await self._convert(serving, request, http)
         # SGLang (0.5.23) reads pydantic private attributes on every chunk; copying them into
@@ -166,12 +211,12 @@ class OpenAIApi:
 
     async def answer(self, endpoint: Endpoint, request: Any, http: HttpRequest) -> bytes:
         """Return the JSON of a response that is not streamed."""
+        if endpoint in ("messages", "count_tokens"):
+            return await self._messages.answer(request, http)
+        if endpoint == "responses":
+            return await self._responses.answer(request, http)
         serving = self._serving[endpoint]
-        adapted, processed = await self._convert(serving, request, http)
-        # SGLang's `_handle_non_streaming_request` (0.5.23) builds it on the event loop.
-        async with aclosing(self._facade.generate_request(adapted, http)) as found:
-            results = await anext(found)
-        results = results if isinstance(results, list) else [results]
+        processed, results = await self._results(serving, request, http)
         if not answers.is_large(results):
             return answers.build(serving, endpoint, processed, results)
         http.state.large = True
@@ -179,6 +224,40 @@ class OpenAIApi:
             http, answers.build, serving, endpoint, processed, results
         )
         return body
+
+    async def stored(self, response_id: str, *, cancel: bool) -> bytes:
+        """Return the JSON of a stored response, which `cancel` ends; raises `NotFound`."""
+        return await self._responses.stored(response_id, cancel=cancel)
+
+    async def _results(
+        self, serving: Any, request: Any, http: HttpRequest
+    ) -> tuple[Any, answers.Results]:
+        adapted, processed = await self._convert(serving, request, http)
+        # SGLang's `_handle_non_streaming_request` (0.5.23) builds it on the event loop.
+        async with aclosing(self._facade.generate_request(adapted, http)) as found:
+            results = await anext(found)
+        return processed, results if isinstance(results, list) else [results]
+
+    # --- the chat endpoint, for what is translated to it
+
+    async def chat_events(
+        self, request: ChatCompletionRequest, http: HttpRequest
+    ) -> AsyncGenerator[str, None]:
+        """Return the server-sent events of a streamed chat request."""
+        return await self._events("chat", request, http)
+
+    async def chat_results(
+        self, request: ChatCompletionRequest, http: HttpRequest
+    ) -> tuple[ChatCompletionRequest, answers.Results]:
+        """Return a chat request as SGLang read it, and its results."""
+        return await self._results(self._serving["chat"], request, http)
+
+    async def chat_tokens(self, request: ChatCompletionRequest, http: HttpRequest) -> int:
+        """Return how many tokens the prompt of a chat request has."""
+        adapted, _ = await self._convert(self._serving["chat"], request, http)
+        if adapted.input_ids is not None:
+            return len(adapted.input_ids)
+        return len(await self._in_thread(http, self._facade.tokenizer.encode, adapted.text))
 
     async def _convert(self, serving: Any, request: Any, http: HttpRequest) -> tuple[Any, Any]:
         try:
@@ -214,44 +293,7 @@ class _Completion(_RaisesErrors, OpenAIServingCompletion):  # type: ignore[misc]
     pass
 
 
-def _load(body: bytes, most_values: int) -> dict[str, Any]:
-    """Return the object in `body`. Parsing holds the GIL, so it is limited to milliseconds."""
-    if len(body) > most_values and has_more_values(body, most_values):
-        raise InvalidRequest(f"the body has more than {most_values} values: wanted at most that")
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InvalidRequest(f"the body is {type(fields).__name__}: wanted a JSON object")
-    return fields
-
-
 def _validate_and_convert(serving: Any, request: Any, http: HttpRequest) -> Any:
     if message := serving._validate_request(request):
-        raise InvalidRequest(message[:_LONGEST_MESSAGE])
+        raise InvalidRequest(message[: body_reading.LONGEST_MESSAGE])
     return serving._convert_to_internal_request(request, http)
-
-
-def _timeout_s(value: object, longest_s: float) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= longest_s:
-        raise InvalidRequest(
-            f"timeout={shown(value)}: wanted a number of seconds above 0 and at most "
-            f"{longest_s:g} (REQUEST_TIMEOUT_S)"
-        )
-    return float(value)
-
-
-def _describe(error: ValidationError) -> str:
-    """Return the first few problems as text: each item of a long list may have several."""
-    if error.error_count() > _PROBLEMS_READ:
-        return f"the body has {error.error_count()} problems: wanted fields as OpenAI has them"
-    problems = []
-    for problem in error.errors(include_url=False, include_context=False)[:_PROBLEMS_SHOWN]:
-        place = ".".join(str(part) for part in problem["loc"])[:200] or "body"
-        given = "" if problem["type"] == "missing" else f"={shown(problem['input'])}"
-        problems.append(f"{place}{given}: {problem['msg']}")
-    more = error.error_count() - _PROBLEMS_SHOWN
-    return "; ".join(problems)[:_LONGEST_MESSAGE] + (f"; and {more} more" if more > 0 else "")

@@ -14,6 +14,7 @@ from pd_eagle.errors import SettingsError
 from pd_eagle.plan import server_arguments, setting_checks
 from pd_eagle.plan.engine_settings import EagleSettings, ModelSettings, PDSettings
 from pd_eagle.plan.front_settings import (
+    ApiSettings,
     FailureSettings,
     LimitSettings,
     ServerSettings,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Settings(
     ServerSettings,
+    ApiSettings,
     ModelSettings,
     PDSettings,
     EagleSettings,

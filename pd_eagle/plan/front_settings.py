@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pd_eagle.plan.setting import setting
-from pd_eagle.plan.value_types import FLAG, KEYS, TEXT, URL, one_of, seconds, whole
+from pd_eagle.plan.value_types import FLAG, KEYS, ORIGINS, TEXT, URL, one_of, seconds, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,36 @@ class ServerSettings:
     )
     drain_timeout_s: float = setting(
         seconds(zero=True), "How long running requests may go on after SIGTERM.", 30.0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiSettings:
+    """How requests are read, and what is kept of them."""
+
+    strict_fields: bool = setting(
+        FLAG,
+        "Refuse a request with a field that nothing here knows; else the response names it in its"
+        " x-ignored-fields header, and it is logged once.",
+        False,
+    )
+    cors_origins: str | None = setting(
+        ORIGINS,
+        "Web pages from these origins may call the API from a browser: https://host:port, several"
+        " with commas between, or *.",
+        shown="none",
+    )
+    system_preambles: str = setting(
+        TEXT,
+        "/v1/messages: lines at the beginning of `system` that begin with one of these (commas"
+        " between) are left out. Agents put a header there that changes with every request: nothing"
+        " after it would be found in the prefix cache. off leaves them in.",
+        "x-anthropic-billing-header:",
+    )
+    response_store_bytes: int = setting(
+        whole(0),
+        '/v1/responses: memory for those that say "store": true; the oldest go.',
+        64 * 2**20,
     )
 
 

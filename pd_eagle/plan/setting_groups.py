@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pd_eagle.plan.engine_settings import EagleSettings, ModelSettings, PDSettings
 from pd_eagle.plan.front_settings import (
+    ApiSettings,
     FailureSettings,
     LimitSettings,
     ServerSettings,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 #: Title → group, in the order of `--help` and of the README.
 GROUPS = {
     "Server": ServerSettings,
+    "API": ApiSettings,
     "Model and engines": ModelSettings,
     "PD": PDSettings,
     "EAGLE": EagleSettings,

@@ -84,7 +84,16 @@ def _url(value: object) -> str:
     return text
 
 
+def _origins(value: object) -> str:
+    origins = [origin.strip().rstrip("/") for origin in _text(value).split(",")]
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/*]+", origin):
+            raise ValueError(origin)
+    return ",".join(origins)
+
+
 TEXT = ValueType("some text", _text)
+ORIGINS = ValueType("origins such as https://host:port with commas between, or *", _origins)
 KEYS = ValueType("one key or several with commas between, none empty or with a blank in it", _keys)
 PATH = ValueType("a path or a Hugging Face name", _text)
 URL = ValueType("an http:// or https:// URL, or host:port", _url)

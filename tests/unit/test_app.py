@@ -16,6 +16,7 @@ from pd_eagle.errors import (
     EngineError,
     InvalidRequest,
     ModelNotFound,
+    NotFound,
     NotServing,
     Overloaded,
     PdEagleError,
@@ -55,6 +56,7 @@ class ScriptedLayer:
     """An OpenAI layer that does what `steps` say: give an event, raise, or wait for ever."""
 
     model = "letters"
+    root, created = "/models/letters", 1_700_000_000
     context_length = 1024
     tool_call_parser = None
 
@@ -65,14 +67,16 @@ class ScriptedLayer:
         self.running = 0
         self.waiting = asyncio.Event()
         self.deaf = False
+        self.background: asyncio.Task[None] | None = None
 
     def detokenize(self, ids: list[int]) -> str:
         raise AssertionError("nothing is resumed here")
 
-    async def parse(self, endpoint: str, body: bytes, http: object) -> Wanted:
+    async def parse(self, endpoint: str, body: bytes, http: Any) -> Wanted:
         if self.refuses:
             raise self.refuses
         fields = json.loads(body)
+        http.state.ignored = [name for name in fields if name == "nonsense"]
         self.parsed.append((endpoint, fields))
         return Wanted(endpoint, fields.get("stream", False))
 
@@ -93,9 +97,15 @@ class ScriptedLayer:
         finally:
             self.running -= 1
 
-    async def answer(self, endpoint: str, request: Any, http: object) -> bytes:
+    async def answer(self, endpoint: str, request: Any, http: Any) -> bytes:
         events = [event async for event in self._events()]
+        http.state.background = self.background
         return json.dumps({"text": "".join(events)}).encode()
+
+    async def stored(self, response_id: str, *, cancel: bool) -> bytes:
+        if response_id != "resp_1":
+            raise NotFound(f"no response {response_id!r}")
+        return json.dumps({"id": response_id, "cancelled": cancel}).encode()
 
 
 class ScriptedFront:
@@ -185,6 +195,8 @@ async def test_the_model_is_listed(app: Starlette) -> None:
     card = (await call(app, "GET", "/v1/models/letters")).json()
     assert listed == {"object": "list", "data": [card]}
     assert (card["id"], card["object"], card["max_model_len"]) == ("letters", "model", 1024)
+    assert (card["root"], card["created"]) == ("/models/letters", 1_700_000_000)
+    assert (await call(app, "GET", "/v1/models/default")).json() == card
 
 
 async def test_a_models_name_may_have_slashes(app: Starlette, front: ScriptedFront) -> None:
