@@ -81,7 +81,7 @@ def use_after(engine: PDEngine, expected: dict[str, Any], timeout_s: float) -> d
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Abort requests at random moments; compare what is held before and after."""
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "decode_replicas": 2,
         "max_inflight": 32,
         "max_queue": 1000,

@@ -41,8 +41,8 @@ class Model:
     """A target with its draft, and prompts (token ids) that neither was trained on."""
 
     name: str
-    settings: dict[str, object]
-    draft: dict[str, object]
+    settings: dict[str, Any]
+    draft: dict[str, Any]
     prompts: list[list[int]]
 
 

@@ -11,19 +11,34 @@ from typing import TYPE_CHECKING
 from pd_eagle.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from pd_eagle.call_types import GenerateResult as GenerateResult
+    from pd_eagle.call_types import SamplingParams as SamplingParams
+    from pd_eagle.errors import NotSupported as NotSupported
     from pd_eagle.errors import PdEagleError as PdEagleError
     from pd_eagle.pd_engine import PDEngine as PDEngine
     from pd_eagle.plan.config import Settings as Settings
     from pd_eagle.plan.placement import Plan as Plan
 
 _HOMES = {
+    "GenerateResult": "pd_eagle.call_types",
+    "NotSupported": "pd_eagle.errors",
     "PDEngine": "pd_eagle.pd_engine",
     "PdEagleError": "pd_eagle.errors",
     "Plan": "pd_eagle.plan.placement",
+    "SamplingParams": "pd_eagle.call_types",
     "Settings": "pd_eagle.plan.config",
 }
 
-__all__ = ["PDEngine", "PdEagleError", "Plan", "Settings", "__version__"]
+__all__ = [
+    "GenerateResult",
+    "NotSupported",
+    "PDEngine",
+    "PdEagleError",
+    "Plan",
+    "SamplingParams",
+    "Settings",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

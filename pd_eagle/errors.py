@@ -6,6 +6,7 @@ SGLang.
 
 PdEagleError                    500 internal_error
 ├── SettingsError               500 settings_error         a setting is wrong; nothing was started
+│                                                          (a ValueError too, as InvalidRequest is)
 ├── PlanRefused                 500 plan_refused           no split of these devices can serve this
 ├── StartFailed                 500 start_failed           a worker could not start
 ├── InvalidRequest              400 invalid_request_error  the client's mistake
@@ -19,6 +20,7 @@ PdEagleError                    500 internal_error
 ├── Overloaded                  503 overloaded             too much work; retry later
 ├── TooManyRequests             429 rate_limit_exceeded    too much work of one client; retry later
 ├── NotServing                  503 not_serving            starting, draining or failed
+├── NotSupported                501 not_supported          SGLang has it, several engines cannot
 └── DeadlineExceeded            504 deadline_exceeded      the request's own time is up
 """
 
@@ -51,7 +53,7 @@ class PdEagleError(Exception):
         return openai_error(self.message, kind, self.code, self.param)
 
 
-class SettingsError(PdEagleError):
+class SettingsError(PdEagleError, ValueError):
     """One or more settings are wrong; the message has a line for each."""
 
     code = "settings_error"
@@ -69,8 +71,8 @@ class StartFailed(PdEagleError):
     code = "start_failed"
 
 
-class InvalidRequest(PdEagleError):
-    """The request itself is wrong and will be wrong again."""
+class InvalidRequest(PdEagleError, ValueError):
+    """The request itself is wrong and will be wrong again; a `ValueError`, as SGLang raises it."""
 
     status = 400
     code = "invalid_request_error"
@@ -147,6 +149,13 @@ class NotServing(PdEagleError):
     status = 503
     code = "not_serving"
     retryable = True
+
+
+class NotSupported(PdEagleError, NotImplementedError):
+    """What SGLang offers for one engine, and this package does not; the message says why."""
+
+    status = 501
+    code = "not_supported"
 
 
 class DeadlineExceeded(PdEagleError):

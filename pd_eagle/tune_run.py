@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pd_eagle import tune
 from pd_eagle.errors import PdEagleError, PlanRefused, SettingsError
@@ -229,7 +229,7 @@ class _Runner:
         cut = ", cut short" if trial.cut_short else ""
         return f"{trial.rate_per_s:.3g}/s {verdict}, good: {', '.join(shares)}{cut}"
 
-    def _keywords(self, candidate: Candidate, left_s: float) -> dict[str, str]:
+    def _keywords(self, candidate: Candidate, left_s: float) -> dict[str, Any]:
         """Return the settings as keyword arguments, with a limit on the start."""
         given = {**self.environ, **candidate.settings}
         limit_s = float(given.get(_START_TIMEOUT) or left_s)

@@ -26,6 +26,7 @@ WINGS = ("ground", "cpu", "demo", "plan", "workers", "requests", "http", "top")
 GROUND = {"errors", "messages", "version", "overrides"}
 TOP = {
     *("loops", "gpu_holds", "front", "relay", "front_thread", "pd_engine"),
+    *("call_types", "generating", "scoring", "controlling", "unsupported"),
     *("tune", "tune_traffic", "tune_load", "tune_run", "tune_report", "tune_plot", "tune_cli"),
     *("option_types", "warm", "serve", "cli", "__main__"),
 }
@@ -44,7 +45,7 @@ DOORS: dict[str, set[str]] = {
     "huggingface_hub": {"plan.models"},
     "prometheus_client": {"requests.metrics", "requests.exposition", "workers.engine_metrics"},
     "numpy": {"requests.metrics"},
-    "tqdm": {"pd_engine"},
+    "tqdm": {"generating"},
     "matplotlib": {"tune_plot"},
     "opentelemetry": {"requests.tracing"},
     "starlette": {

@@ -23,9 +23,9 @@ from pd_eagle import PDEngine
 from tools.draft.tasks import EVERYDAY
 
 
-def settings(args: argparse.Namespace, tree: tuple[int, int, int]) -> dict[str, object]:
+def settings(args: argparse.Namespace, tree: tuple[int, int, int]) -> dict[str, Any]:
     """Return what ``PDEngine`` is told for one tree."""
-    chosen: dict[str, object] = {"pd_mode": args.pd_mode}
+    chosen: dict[str, Any] = {"pd_mode": args.pd_mode}
     if args.model:
         chosen["model_path"] = args.model
     if tree[0]:

@@ -121,7 +121,7 @@ class Host:
         _name_every_id(folder / "tokenizer.json", config["vocab_size"])
         return folder
 
-    def start(self, dtype: str | None = None, **settings: object) -> PDEngine:
+    def start(self, dtype: str | None = None, **settings: Any) -> PDEngine:
         """Start engines; `engine_args` in the settings extend the host's."""
         own = settings.pop("engine_args", {})
         assert isinstance(own, dict)

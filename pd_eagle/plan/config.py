@@ -102,7 +102,7 @@ class Settings(
         return tuple(name.upper() for name in given)
 
 
-def keywords(environ: Mapping[str, str]) -> dict[str, str]:
+def keywords(environ: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings among variables as keyword arguments; an empty variable is unset."""
     return {row.field: environ[name] for row in TABLE for name in row.names if environ.get(name)}
 

@@ -19,6 +19,7 @@ from pd_eagle.messages import Options, Request, new_rid
 from pd_eagle.requests import gate
 from pd_eagle.requests.batches import Batch
 from pd_eagle.requests.bounds import shown
+from pd_eagle.requests.logprobs import as_tuples
 from pd_eagle.requests.text_length import refuse_too_long
 
 if TYPE_CHECKING:
@@ -91,10 +92,12 @@ class Answer:
         self._text.append(delta.text)
         self._output_ids += delta.output_ids
         for key, value in delta.meta.items():
-            if isinstance(value, list) and key.startswith("output_"):
-                self._grown.setdefault(key, []).extend(value)
-            else:
+            if not isinstance(value, list):
                 self._meta[key] = value
+            elif key.startswith("output_"):
+                self._grown.setdefault(key, []).extend(as_tuples(key, value))
+            else:
+                self._meta[key] = as_tuples(key, value)
 
     def whole(self) -> dict[str, Any]:
         """Return the result so far."""

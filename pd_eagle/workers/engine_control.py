@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from pd_eagle.messages import ControlName
 
@@ -65,3 +65,19 @@ _CONTROLS: dict[ControlName, Callable[..., Awaitable[Any]]] = {
     "start_profile": _start_profile,
     "stop_profile": _stop_profile,
 }
+
+
+def score_mixin(engine_args: Mapping[str, Any]) -> Any:
+    """Return SGLang's class that scores, for an object with a tokenizer and `generate_request`.
+
+    It reads the configuration of its process, so the front's is published where there is none.
+    """
+    from sglang.srt.managers.tokenizer_manager_score_mixin import TokenizerManagerScoreMixin
+    from sglang.srt.runtime_context import publish, publish_role
+    from sglang.srt.server_args import ServerArgs
+
+    if publish_role() is None:
+        arguments = ServerArgs(**engine_args)
+        arguments.resolve_once()
+        publish(arguments, role="tokenizer")
+    return TokenizerManagerScoreMixin

@@ -66,7 +66,7 @@ async def ask_all(engine: PDEngine) -> Answers:
     )
 
 
-def engine(**settings: object) -> PDEngine:
+def engine(**settings: Any) -> PDEngine:
     # A sampled JSON may else be whitespace to its last token.
     arguments = {"dtype": "float32", "constrained_json_disable_any_whitespace": True}
     return PDEngine(engine_args=arguments, **settings)

@@ -29,8 +29,10 @@ from opentelemetry import trace
 from pd_eagle import front_thread, pd_engine
 from pd_eagle.errors import (
     ContextLengthExceeded,
+    EngineError,
     InvalidRequest,
     NotServing,
+    NotSupported,
     Overloaded,
     SettingsError,
     StartFailed,
@@ -47,6 +49,7 @@ from tests.unit.test_tracing import Spans
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pd_eagle import GenerateResult
     from pd_eagle.pd_engine import PDEngine
 
     Start = Callable[..., PDEngine]
@@ -167,6 +170,35 @@ def test_what_cannot_be_served_is_told(
     assert engine.generate("x", SHORT)["text"] == answer_to("x", 4)
 
 
+def test_what_it_says_of_itself(engine: PDEngine) -> None:
+    assert repr(engine).startswith("PDEngine('letters', ready)\nworker")
+    assert "decode-0" in repr(engine)
+    assert "generate" in dir(engine)
+    assert "update_weights_from_disk" not in dir(engine)
+    assert engine.tokenizer_manager.tokenizer("a") == {"input_ids": ids_of("a")}
+    assert set(engine.get_all_child_pids()) >= {w["pid"] for w in engine.health()["workers"]}
+
+
+def test_the_engines_do_what_they_are_told(engine: PDEngine) -> None:
+    assert engine.flush_cache().success
+    stream = engine.generate("h", stream=True)
+    next(stream)
+    busy = engine.flush_cache()
+    assert not busy.success
+    assert "decode-0: requests are running" in busy.message
+    stream.close()
+    info = engine.get_server_info()
+    assert (info["model_path"], len(info["internal_states"])) == ("letters", 1)
+    assert info["pd_eagle"]["status"] == "ready"
+    engine.start_profile(num_steps=2)
+    with pytest.raises(EngineError, match="no profile was started"):
+        engine.stop_profile()
+    with pytest.raises(NotSupported, match="update_weights_from_disk: prefill and decode"):
+        engine.update_weights_from_disk("/models/m")  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="token id 999"):
+        engine.generate(input_ids=[999])
+
+
 def test_two_in_one_process(start: Start) -> None:
     with start() as first, start() as second:
         assert first.generate("a", SHORT) != second.generate("b", SHORT)
@@ -206,7 +238,7 @@ def test_no_part_of_a_call_is_refused_for_the_others(start: Start) -> None:
 
 
 def test_calls_wait_for_each_other_as_long_as_it_takes(start: Start) -> None:
-    async def cells(engine: PDEngine) -> list[Any]:
+    async def cells(engine: PDEngine) -> list[GenerateResult]:
         return await asyncio.gather(*(engine.async_generate("abc", SHORT) for _ in range(200)))
 
     with start(max_inflight=2) as engine:
@@ -282,6 +314,9 @@ def test_a_forked_child_is_told_at_once(engine: PDEngine) -> None:
         lambda: asyncio.run(engine.async_generate("a")),
         lambda: asyncio.run(later()),
         engine.health,
+        engine.flush_cache,
+        engine.get_all_child_pids,
+        engine.score,
         engine.shutdown,
     ]
 

@@ -167,7 +167,7 @@ async def test_n_answers_to_each_of_a_batch_stand_together(service: Letters) -> 
 async def test_lists_called_output_are_put_together(service: Letters) -> None:
     result = await generate(service, text="abc", return_logprob=True)
     tokens = ids_of(answer_to("abc", 4))
-    assert result["meta_info"]["output_token_logprobs"] == [[-0.5, t, None] for t in tokens]
+    assert result["meta_info"]["output_token_logprobs"] == [(-0.5, t, None) for t in tokens]
 
 
 # --- streams
