@@ -21,6 +21,7 @@ from pd_eagle.requests.exposition import Exposition
 from pd_eagle.requests.fleet import SERVING
 from pd_eagle.requests.health import Health, WorkerHealth
 from pd_eagle.requests.metrics import Metrics
+from pd_eagle.requests.operations import Operations
 from pd_eagle.requests.policy import ServicePolicy
 from pd_eagle.requests.service import Service
 from pd_eagle.version import VERSION
@@ -94,6 +95,8 @@ class Front(Generic[ApiT]):
         self._exposition = Exposition(metrics, self.service)
         self._api = api
         self.api_key = settings.api_key
+        self.admin_api_key = settings.admin_api_key
+        self.operations = Operations(self.service)
         self.keep_alive_s = settings.sse_keep_alive_s
         self.max_body_memory_bytes = settings.max_body_memory_bytes
         self._zygote = None if isinstance(zygote, str) else zygote

@@ -431,6 +431,9 @@ class ScriptedOpenAI:
     def detokenize(self, ids: list[int]) -> str:
         return "".join(map(chr, ids))
 
+    def model_info(self) -> dict[str, Any]:
+        return {"model_path": self.model}
+
     async def parse(self, endpoint: str, body: bytes, http: object) -> Body:
         try:
             request = msgspec.json.decode(body, type=Body)

@@ -37,7 +37,7 @@ DOORS: dict[str, set[str]] = {
     "sglang": {
         *("workers.engine", "workers.engine_control", "cpu"),
         *("http.openai_api", "http.tokenizer_manager"),
-        *("http.anthropic_api", "http.responses_api"),
+        *("http.anthropic_api", "http.native_api", "http.responses_api"),
     },
     # The engine's door writes the token map in torch's own form.
     "torch": {"cpu", "demo", "workers.engine"},
@@ -51,18 +51,19 @@ DOORS: dict[str, set[str]] = {
     "starlette": {
         *("http.app", "http.disconnect", "http.error_responses", "http.event_stream"),
         *("http.keep_alive", "http.openai_api", "http.pacing", "http.request_body"),
-        "http.request_ids",
+        *("http.access", "http.native_api", "http.native_routes", "http.request_ids"),
         *("http.anthropic_api", "http.responses_api"),
     },
     # SGLang's OpenAI classes speak in these.
     "fastapi": {"http.openai_api", "http.responses_api"},
     "jinja2": {"http.responses_api"},
-    "pydantic": {"http.body_reading", "http.responses_api"},
+    "pydantic": {"http.body_reading", "http.native_api", "http.responses_api"},
     "uvloop": {"loops"},
     "uvicorn": {"serve", "http.http_protocol"},
     "orjson": {
         *("http.answers", "http.error_responses", "http.error_shapes", "http.openai_api"),
         *("http.anthropic_api", "http.body_reading", "http.response_store"),
+        "http.native_routes",
     },
     # The form of the values that cross a layer or a process.
     "msgspec": {

@@ -13,7 +13,9 @@ from typing import Any, Literal
 import orjson
 
 #: The endpoint that a request came to.
-Endpoint = Literal["chat", "completion", "messages", "count_tokens", "responses"]
+OpenAIEndpoint = Literal["chat", "completion", "messages", "count_tokens", "responses"]
+NativeEndpoint = Literal["generate", "vertex", "tokenize", "detokenize", "score"]
+Endpoint = OpenAIEndpoint | NativeEndpoint
 Results = list[dict[str, Any]]
 
 #: Responses with up to so many values take a few milliseconds.

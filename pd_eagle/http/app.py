@@ -11,17 +11,17 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Route
 
 from pd_eagle.errors import ModelNotFound, NotServing
-from pd_eagle.http import api_keys
+from pd_eagle.http.access import authorize
 from pd_eagle.http.disconnect import unless_disconnected
 from pd_eagle.http.error_responses import CLIENT_CLOSED_REQUEST, HANDLERS, json_response
 from pd_eagle.http.event_stream import RAW_SEND, EventStream
+from pd_eagle.http.native_routes import NativeRoutes
 from pd_eagle.http.pacing import Pacing
 from pd_eagle.http.request_body import BodyMemory
 from pd_eagle.http.request_ids import RequestIds
@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from pd_eagle.http.answers import Endpoint
+    from pd_eagle.http.native_routes import Row
     from pd_eagle.requests.health import Health
+    from pd_eagle.requests.operations import Operations
 
 # About a millisecond's work, if all are refused.
 _REQUESTS_PER_ITERATION = 4
+_GET, _POST = ("GET",), ("POST",)
 
 
 class OpenAI(Protocol):
@@ -53,6 +56,7 @@ class OpenAI(Protocol):
     @property
     def tool_call_parser(self) -> str | None: ...
     def detokenize(self, ids: list[int], /) -> str: ...
+    def model_info(self) -> dict[str, Any]: ...
     async def parse(self, endpoint: Endpoint, body: bytes, http: Request) -> Any: ...
     async def stream(
         self, endpoint: Endpoint, request: Any, http: Request
@@ -65,8 +69,10 @@ class FrontProtocol(Protocol):
     """What the routes need of the front; `pd_eagle.front.Front` is one."""
 
     api_key: str | None
+    admin_api_key: str | None
     keep_alive_s: float
     max_body_memory_bytes: int
+    operations: Operations
 
     @property
     def api(self) -> OpenAI | None: ...
@@ -90,27 +96,28 @@ class _App(Starlette):
 def make_app(front: FrontProtocol, cors_origins: str | None = None) -> Starlette:
     """Return the application for `front`; pages from `cors_origins`, with commas, may use it."""
     routes = _Routes(front)
-    table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+    table: list[Row] = [
         # Starlette tries them in this order: the most frequent first.
-        ("/v1/chat/completions", "POST", routes.chat),
-        ("/v1/completions", "POST", routes.completion),
-        ("/v1/messages", "POST", routes.messages),
-        ("/v1/messages/count_tokens", "POST", routes.count_tokens),
-        ("/v1/responses", "POST", routes.responses),
-        ("/v1/responses/{id}", "GET", routes.response),
-        ("/v1/responses/{id}/cancel", "POST", routes.cancel_response),
-        ("/health", "GET", routes.health),
-        ("/health/live", "GET", routes.live),
-        ("/health/ready", "GET", routes.ready),
-        ("/metrics", "GET", routes.metrics),
-        ("/v1/models", "GET", routes.models),
-        ("/v1/models/{model:path}", "GET", routes.model),
+        ("/v1/chat/completions", _POST, routes.chat),
+        ("/v1/completions", _POST, routes.completion),
+        ("/v1/messages", _POST, routes.messages),
+        ("/v1/messages/count_tokens", _POST, routes.count_tokens),
+        ("/v1/responses", _POST, routes.responses),
+        ("/v1/responses/{id}", _GET, routes.response),
+        ("/v1/responses/{id}/cancel", _POST, routes.cancel_response),
+        ("/health", _GET, routes.health),
+        ("/health/live", _GET, routes.live),
+        ("/health/ready", _GET, routes.ready),
+        ("/metrics", _GET, routes.metrics),
+        ("/v1/models", _GET, routes.models),
+        ("/v1/models/{model:path}", _GET, routes.model),
+        *NativeRoutes(front, routes.generate, routes.model_info).rows(),
     ]
     pacing = Middleware(Pacing, per_iteration=_REQUESTS_PER_ITERATION, exempt="/health")
     return _App(
         routes=[
-            Route(path, _with_options(handler, method), methods=[method, "OPTIONS"])
-            for path, method, handler in table
+            Route(path, _with_options(handler, methods), methods=[*methods, "OPTIONS"])
+            for path, methods, handler in table
         ],
         middleware=[*_cors(cors_origins), pacing],
         exception_handlers=HANDLERS,
@@ -132,9 +139,9 @@ def _cors(origins: str | None) -> list[Middleware]:
 
 
 def _with_options(
-    handler: Callable[[Request], Awaitable[Response]], method: str
+    handler: Callable[[Request], Awaitable[Response]], methods: tuple[str, ...]
 ) -> Callable[[Request], Awaitable[Response]]:
-    allow = ", ".join(sorted({method, "OPTIONS"} | ({"HEAD"} if method == "GET" else set())))
+    allow = ", ".join(sorted({*methods, "OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))
 
     async def endpoint(request: Request) -> Response:
         if request.method == "OPTIONS":
@@ -178,19 +185,19 @@ class _Routes:
         return json_response(_model_card(openai))
 
     async def chat(self, request: Request) -> Response:
-        return await self._generate("chat", request)
+        return await self.generate("chat", request)
 
     async def completion(self, request: Request) -> Response:
-        return await self._generate("completion", request)
+        return await self.generate("completion", request)
 
     async def messages(self, request: Request) -> Response:
-        return await self._generate("messages", request)
+        return await self.generate("messages", request)
 
     async def count_tokens(self, request: Request) -> Response:
-        return await self._generate("count_tokens", request)
+        return await self.generate("count_tokens", request)
 
     async def responses(self, request: Request) -> Response:
-        return await self._generate("responses", request)
+        return await self.generate("responses", request)
 
     async def response(self, request: Request) -> Response:
         return await self._stored(request, cancel=False)
@@ -202,7 +209,11 @@ class _Routes:
         body = await self._openai(request).stored(request.path_params["id"], cancel=cancel)
         return Response(body, media_type="application/json")
 
-    async def _generate(self, endpoint: Endpoint, http: Request) -> Response:
+    def model_info(self, request: Request) -> dict[str, Any]:
+        return self._openai(request).model_info()
+
+    async def generate(self, endpoint: Endpoint, http: Request) -> Response:
+        """Admit, read and answer one request for `endpoint`."""
         openai = self._openai(http)
         client = http.client.host if http.client else "unknown"
         with self._front.admit(client):
@@ -212,7 +223,7 @@ class _Routes:
                 # Only now: one that is only half there takes nobody's place.
                 stack.enter_context(self._front.admit(client))
                 request = await openai.parse(endpoint, body, http)
-            if request.stream:
+            if getattr(request, "stream", False):
                 events = await openai.stream(endpoint, request, http)
                 response = EventStream(events, stack.pop_all(), self._front.keep_alive_s)
                 response.headers.update(_ignored(http))
@@ -226,24 +237,10 @@ class _Routes:
             return Response(answer, headers=_ignored(http), media_type="application/json")
 
     def _openai(self, request: Request) -> OpenAI:
-        self._authorize(request)
+        authorize(request, self._front)
         if (openai := self._front.api) is None:
             raise NotServing(f"the service is {self._front.health().status}")
         return openai
-
-    def _authorize(self, request: Request) -> None:
-        key = self._front.api_key
-        if key is None:
-            return
-        # Starlette reads headers as Latin-1: these are the bytes as they were sent, UTF-8 or not.
-        bearer, bare = (
-            request.headers.get(name, "").encode("latin-1")
-            for name in ("authorization", "x-api-key")
-        )
-        if not api_keys.carries_one(key, bearer, bare):
-            raise HTTPException(
-                401, "wrong or missing key: wanted 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
-            )
 
 
 def _ignored(http: Request) -> dict[str, str]:

@@ -22,9 +22,11 @@ _RETRY_AFTER_S = 1
 
 _HTTP_CODES = {
     401: ("authentication_error", "invalid_api_key"),
+    403: ("permission_error", "admin_only"),
     404: ("invalid_request_error", "unknown_url"),
     405: ("invalid_request_error", "method_not_allowed"),
     413: ("invalid_request_error", "body_too_large"),
+    501: ("not_implemented_error", "not_implemented"),
 }
 
 

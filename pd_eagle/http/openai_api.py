@@ -31,10 +31,11 @@ from sglang.srt.parser.template_manager import TemplateManager
 from sglang.srt.runtime_context import get_serving
 
 from pd_eagle.errors import InvalidRequest, ModelNotFound, PdEagleError
-from pd_eagle.http import answers, bodies, body_reading, unknown_fields
+from pd_eagle.http import answers, bodies, body_reading, native_api, unknown_fields
 from pd_eagle.http.agent_bodies import TABLES
 from pd_eagle.http.anthropic_api import MessagesApi
 from pd_eagle.http.api_options import ApiOptions
+from pd_eagle.http.native_api import NativeApi
 from pd_eagle.http.responses_api import ResponsesApi
 from pd_eagle.http.tokenizer_manager import TokenizerManager
 from pd_eagle.plan import tool_parsers
@@ -57,12 +58,13 @@ _LARGE_BODY_BYTES = 2**18
 _MOST_VALUES = 2**18  # an object counts as 8, a string as 2
 
 #: The fields that SGLang's class of an endpoint knows; its validators read one that is no field.
-KNOWN_FIELDS: Mapping[Endpoint, Set[str]] = {
+KNOWN_FIELDS: Mapping[str, Set[str]] = {
     "chat": ChatCompletionRequest.model_fields.keys() | {"reasoning"},
     "completion": CompletionRequest.model_fields.keys(),
     "messages": AnthropicMessagesRequest.model_fields.keys(),
     "count_tokens": AnthropicCountTokensRequest.model_fields.keys(),
     "responses": ResponsesRequest.model_fields.keys(),
+    **native_api.KNOWN_FIELDS,
 }
 
 
@@ -110,6 +112,8 @@ class OpenAIApi:
             facade, templates, self._in_thread, options.response_store_bytes
         )
         self._strict_fields = options.strict_fields
+        self._native = NativeApi(service, facade, self._serving["chat"], self._in_thread)
+        self.model_info = self._native.model_info
         if service.eagle_rules is not None:
             service.eagle_rules.correct_defaults(self._serving["chat"].default_sampling_params)
 
@@ -141,10 +145,14 @@ class OpenAIApi:
         http.state.timeout_s = body_reading.timeout_s(
             fields.pop("timeout", None), self._service.request_timeout_s
         )
-        bodies.check(fields, self._service.limits, self._service.places, TABLES[endpoint])
+        native = endpoint in native_api.ENDPOINTS
+        if not native:
+            bodies.check(fields, self._service.limits, self._service.places, TABLES[endpoint])
         http.state.ignored = unknown_fields.take(
             fields, endpoint, KNOWN_FIELDS[endpoint], strict=self._strict_fields
         )
+        if native:
+            return self._native.read(endpoint, fields)
         if endpoint in ("messages", "count_tokens"):
             message = self._messages.read(fields, count_only=endpoint == "count_tokens")
             self._check(message.chat)
@@ -195,6 +203,8 @@ class OpenAIApi:
             return await self._messages.stream(request, http)
         if endpoint == "responses":
             return await self._responses.stream(request, http)
+        if endpoint in native_api.ENDPOINTS:
+            return await self._native.stream(endpoint, request, http)
         return await self._events(endpoint, request, http)
 
     async def _events(
@@ -215,6 +225,8 @@ class OpenAIApi:
             return await self._messages.answer(request, http)
         if endpoint == "responses":
             return await self._responses.answer(request, http)
+        if endpoint in native_api.ENDPOINTS:
+            return await self._native.answer(endpoint, request, http)
         serving = self._serving[endpoint]
         processed, results = await self._results(serving, request, http)
         if not answers.is_large(results):

@@ -57,7 +57,8 @@ def take(
     extra = [name for name in fields if name not in known]
     for name in extra:
         del fields[name]
-    unknown = [_as_text(name) for name in extra if name not in ON_PURPOSE[endpoint]]
+    on_purpose = ON_PURPOSE.get(endpoint, {})
+    unknown = [_as_text(name) for name in extra if name not in on_purpose]
     if unknown and strict:
         raise InvalidRequest(
             f"{', '.join(unknown[:8])}: wanted fields that this endpoint knows (STRICT_FIELDS)"

@@ -31,6 +31,13 @@ class ServerSettings:
         prefixed=True,
         secret=True,
     )
+    admin_api_key: str | None = setting(
+        KEYS,
+        "Key for routes that change the service or show how it is set up, such as /flush_cache and"
+        " /server_info; unset, only clients on this host may use them.",
+        prefixed=True,
+        secret=True,
+    )
     log_level: str = setting(
         one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
         "Our log level and the engines'.",

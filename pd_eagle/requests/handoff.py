@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: What only the prefill engine knows of the prompt (as in SGLang 0.5.23's own PD router).
 _PROMPT_LOGPROBS = ("input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs")
+#: Decode has None for the first token, which prefill sampled (SGLang 0.5.23).
+_GIVEN_IDS = "output_token_ids_logprobs"
 
 
 Half = Literal["prefill", "decode", "deadline"]
@@ -209,6 +211,7 @@ class _PromptLogprobs:
         self.begun = False  # decode's deltas have been released
         self._known = not expected
         self._entries: dict[str, Any] = {}
+        self._first_row: Any = None
         self._held: list[Delta] = []
 
     def learn(self, prefilled: Delta) -> None:
@@ -217,6 +220,7 @@ class _PromptLogprobs:
             self._entries = {
                 key: prefilled.meta[key] for key in _PROMPT_LOGPROBS if key in prefilled.meta
             }
+            self._first_row = next(iter(prefilled.meta.get(_GIVEN_IDS) or ()), None)
 
     def hold(self, delta: Delta) -> list[Delta]:
         self._held.append(delta)
@@ -225,7 +229,7 @@ class _PromptLogprobs:
     @property
     def passed(self) -> bool:
         """Whether nothing is held, and nothing will be added to what comes."""
-        return self.begun and not self._entries
+        return self.begun and not self._entries and self._first_row is None
 
     def release(self) -> list[Delta]:
         """Return what was held, once the log probabilities are known."""
@@ -233,9 +237,17 @@ class _PromptLogprobs:
             return []
         self.begun = self.begun or bool(self._held)
         held, self._held = self._held, []
-        if not self._entries:
+        if not self._entries and self._first_row is None:
             return held
-        return [msgspec.structs.replace(delta, meta=delta.meta | self._entries) for delta in held]
+        return [self._completed(delta) for delta in held]
+
+    def _completed(self, delta: Delta) -> Delta:
+        added, rows = self._entries, delta.meta.get(_GIVEN_IDS)
+        if rows and self._first_row is not None:
+            if rows[0] is None:
+                added = added | {_GIVEN_IDS: [self._first_row, *rows[1:]]}
+            self._first_row = None
+        return msgspec.structs.replace(delta, meta=delta.meta | added)
 
 
 #: What decode's first delta carries too; the rest of prefill's is about prefill.

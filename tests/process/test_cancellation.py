@@ -63,6 +63,8 @@ class Front:
 
     api: OpenAI | None
     api_key: str | None = None
+    admin_api_key: str | None = None
+    operations: Any = None
     keep_alive_s = 0.0
     max_body_memory_bytes = 2**20
     failing = False

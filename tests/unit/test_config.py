@@ -26,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "MODEL_PATH": None,
     "SERVED_MODEL_NAME": None,
     "PD_API_KEY": None,
+    "PD_ADMIN_API_KEY": None,
     "LOG_LEVEL": "INFO",
     "PD_DEVICE": "auto",
     "CONTEXT_LENGTH": None,
@@ -131,6 +132,7 @@ READ: list[tuple[str, str, Any]] = [
 SET = [
     *(row for row in READ if row[0] in ("PD_DEVICE", "PD_MAX_QUEUE", "PD_RESUME")),
     ("PD_API_KEY", "one,two", "one,two"),
+    ("PD_ADMIN_API_KEY", "three", "three"),
     ("PD_EVENT_LOOP", "asyncio", "asyncio"),
     *((f"PD_{name}", "7", 7) for name in ("MAX_INFLIGHT", "MAX_INFLIGHT_PER_CLIENT")),
     *((f"PD_{name}", "7", 7) for name in ("RETRY_LIMIT", "RESTART_LIMIT")),
@@ -158,6 +160,7 @@ BAD: list[tuple[str, str, str]] = [
     ("MODEL_PATH", " ", PATH),
     ("SERVED_MODEL_NAME", "\t", TEXT),
     ("PD_API_KEY", " ", KEYS),
+    ("PD_ADMIN_API_KEY", " ", KEYS),
     ("PD_API_KEY", "", KEYS),
     ("PD_API_KEY", ",", KEYS),
     ("PD_API_KEY", "one,,two", KEYS),
@@ -281,7 +284,7 @@ def test_every_variable_has_a_bad_value_here() -> None:
 
 @pytest.mark.parametrize(("variable", "text", "wanted"), BAD)
 def test_a_bad_value_is_named_with_what_was_wanted(variable: str, text: str, wanted: str) -> None:
-    shown = "'***'" if variable == "PD_API_KEY" else repr(text)
+    shown = "'***'" if variable in ("PD_API_KEY", "PD_ADMIN_API_KEY") else repr(text)
     assert refusal({variable: text}) == f"{variable}={shown}: wanted {wanted}"
 
 
@@ -297,8 +300,8 @@ ALIASED = [row for row in TABLE if row.alias]
 
 def test_names_that_any_program_may_use_have_a_prefix() -> None:
     assert {row.alias for row in ALIASED} == {
-        *("API_KEY", "DEVICE", "EVENT_LOOP", "MAX_INFLIGHT", "MAX_INFLIGHT_PER_CLIENT"),
-        *("MAX_QUEUE", "RESTART_LIMIT", "RESUME", "RETRY_LIMIT"),
+        *("ADMIN_API_KEY", "API_KEY", "DEVICE", "EVENT_LOOP", "MAX_INFLIGHT"),
+        *("MAX_INFLIGHT_PER_CLIENT", "MAX_QUEUE", "RESTART_LIMIT", "RESUME", "RETRY_LIMIT"),
     }
     assert all(row.variable == f"PD_{row.alias}" for row in ALIASED)
 

@@ -337,6 +337,17 @@ async def test_deltas_wait_for_the_prompts_logprobs() -> None:
     ]
 
 
+async def test_the_first_tokens_given_ids_come_from_prefill() -> None:
+    row, later = [[-1.0, 7, None]], [[-2.0, 7, None]]
+    async with Run(LOGPROBS) as run:
+        run.prefill.says(finished=True, output_token_ids_logprobs=[row])
+        run.decode.says("a", output_token_ids_logprobs=[None])
+        run.decode.says("b", finished=True, output_token_ids_logprobs=[later])
+        await run.task
+    given = [delta.meta["output_token_ids_logprobs"] for delta in run.deltas]
+    assert given == [[row], [later]]
+
+
 async def test_deltas_do_not_wait_where_nobody_wants_the_logprobs(run: Run) -> None:
     run.decode.says("a")
     await run.settle()
