@@ -1,7 +1,7 @@
 """`PDEngine`: the drop-in for `sglang.Engine` in scripts and notebooks.
 
 The engines run in child processes, the front in a thread of the caller's process, so that it works
-with and without a running event loop. It knows nothing of HTTP.
+with and without a running event loop. It knows no routes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
+from pd_eagle import mounting
 from pd_eagle.controlling import Controlling
 from pd_eagle.front_thread import FrontThread
 from pd_eagle.generating import Generating
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
     from typing import Unpack
+
+    from starlette.types import ASGIApp
 
     from pd_eagle.call_types import EngineArguments
     from pd_eagle.plan.placement import Plan
@@ -67,6 +70,14 @@ class PDEngine(Generating, Scoring, Controlling, Unsupported):
         waits = arguments.keys().isdisjoint(_QUEUE_LIMITS)
         self._api = GenerateApi(self._front.service, tokenizer, incremental=False, patient=waits)
         api.set_result(self._api)
+
+    def asgi(self) -> ASGIApp:
+        """Return the server's HTTP application, to mount in FastAPI or Starlette: all its routes.
+
+        It may run in any event loop, and keeps the engine. Loads SGLang's serving classes: seconds.
+        """
+        self._thread.check_usable()
+        return mounting.application(self._front, self._thread, self)
 
     def health(self) -> dict[str, Any]:
         """Return what `/health` of the server returns."""

@@ -26,7 +26,7 @@ WINGS = ("ground", "cpu", "demo", "plan", "workers", "requests", "http", "top")
 GROUND = {"errors", "messages", "version", "overrides"}
 TOP = {
     *("loops", "gpu_holds", "front", "relay", "front_thread", "pd_engine"),
-    *("call_types", "generating", "scoring", "controlling", "unsupported"),
+    *("call_types", "generating", "scoring", "controlling", "unsupported", "mounting"),
     *("tune", "tune_traffic", "tune_load", "tune_run", "tune_report", "tune_plot", "tune_cli"),
     *("option_types", "warm", "serve", "cli", "__main__"),
 }
@@ -49,6 +49,7 @@ DOORS: dict[str, set[str]] = {
     "matplotlib": {"tune_plot"},
     "opentelemetry": {"requests.tracing"},
     "starlette": {
+        *("mounting", "pd_engine"),
         *("http.app", "http.disconnect", "http.error_responses", "http.event_stream"),
         *("http.keep_alive", "http.openai_api", "http.pacing", "http.request_body"),
         *("http.access", "http.native_api", "http.native_routes", "http.request_ids"),
