@@ -29,7 +29,7 @@ RUN --mount=type=cache,target=/root/.cache \
 
 COPY LICENSE README.md pyproject.toml setup.cfg server.py ./
 COPY pd_eagle pd_eagle
-RUN /opt/uv/bin/uv pip install --no-cache --no-deps --no-build-isolation --editable . \
+RUN /opt/uv/bin/uv pip install --no-cache --no-deps --no-build-isolation --config-setting editable_mode=compat --editable . \
  && python -m compileall -q pd_eagle
 
 # Weights and compiled kernels go to /home/pd/.cache: mount a volume there to keep them. Once, on a

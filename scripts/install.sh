@@ -70,7 +70,8 @@ make_environment() {
 install_packages() {
     say "installing about 230 packages, 11 GB (the first time they are also downloaded)"
     uv pip install --no-deps --requirement requirements.txt --requirement requirements-dev.txt
-    uv pip install --no-deps --no-build-isolation --editable .
+    # A plain path, not an import hook: type checkers and editors do not run hooks.
+    uv pip install --no-deps --no-build-isolation --config-setting editable_mode=compat --editable .
 }
 
 # What every engine imports half of or more; the rest is compiled when it is first imported. One
