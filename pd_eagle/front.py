@@ -300,4 +300,4 @@ def _policy(settings: Settings) -> ServicePolicy:
 def spawn_zygote(deployment: Deployment) -> ZygoteProcess:
     """Start a zygote for `deployment` as a Python of its own: this process may have threads."""
     environment = {**deployment.environment, **deployment.zygote_variables}
-    return spawn(environment, deployment.front_args(), deployment.stack.preload)
+    return spawn(environment, deployment.preload_args(), deployment.stack.preload)

@@ -135,7 +135,7 @@ def _fork_zygote(deployment: Deployment) -> ZygoteProcess | str:
     os.environ.update(deployment.zygote_variables)
     try:
         with _start_failure("what every engine loads"):
-            return zygote.fork_from_here(deployment.front_args(), deployment.stack.preload)
+            return zygote.fork_from_here(deployment.preload_args(), deployment.stack.preload)
     except ForkRefused as refusal:
         return refusal.message
     except StartFailed as error:

@@ -95,6 +95,7 @@ ENVIRONMENT = {
     "workers.engine_metrics": "prometheus_client and SGLang take the folder from a variable alone",
     "workers.worker_main": "the child's main: sets what its engine needs before SGLang is imported",
     "workers.grammar_dead_ends": "SGLang calls install() without arguments, in anybody's process",
+    "workers.model_files": "SGLang takes the names of files to leave out from a variable alone",
     "plan.cuda_answers": "a zygote has what was found of the GPUs from a variable alone",
     "cpu": "SGLang calls activate() without arguments, in anybody's process",
     "demo": "XDG_CACHE_HOME, and what the converting child inherits",

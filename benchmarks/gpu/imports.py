@@ -15,12 +15,13 @@ from typing import Any
 
 from pd_eagle.workers.engine import SGLANG_MODULES
 from pd_eagle.workers.fork_check import why_not_fork
+from pd_eagle.workers.model_files import REGISTRY
 
 
 def main() -> int:
     callers: list[str] = []
     steps = []
-    for module in ("torch", *SGLANG_MODULES):
+    for module in ("torch", *SGLANG_MODULES, REGISTRY):
         began = time.monotonic()
         importlib.import_module(module)
         if module == "torch":

@@ -48,6 +48,7 @@ class Outline:
     transfer: str | None
     transfer_reason: str | None
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    architectures: tuple[str, ...] = ()
 
 
 def outline(settings: Settings, inventory: Inventory, transfers: Collection[str]) -> Outline:
@@ -70,7 +71,20 @@ def outline(settings: Settings, inventory: Inventory, transfers: Collection[str]
     if plan.mode == "pd":
         transfer, reason = engine_args.choose_transfer(settings, plan.kind, transfers)
     model_args = engine_args.of_model(target.config)
-    return Outline(settings, inventory, model, shape, draft, plan, transfer, reason, model_args)
+    return Outline(
+        *(settings, inventory, model, shape, draft, plan, transfer, reason, model_args),
+        architectures=_architectures(settings, target, drafting),
+    )
+
+
+def _architectures(
+    settings: Settings, target: Description, draft: Description | None
+) -> tuple[str, ...]:
+    """Return the classes of the models; empty where drafts come from a class that is not told."""
+    if settings.speculative_algorithm and draft is None:
+        return ()
+    described = (target, draft) if draft else (target,)
+    return tuple(name for one in described for name in one.config.get("architectures") or ())
 
 
 _DRAFT = "SPECULATIVE_DRAFT_MODEL_PATH"
@@ -158,6 +172,10 @@ class Deployment:
             return {}
         memory_bytes = min(gpu.total_memory_bytes for gpu in gpus)
         return graph_sizes.arguments(worker.role, worker.tp, memory_bytes, args)
+
+    def preload_args(self) -> dict[str, Any]:
+        """Return the arguments of `Stack.preload`: the front's, and the classes of the models."""
+        return self.front_args() | {"architectures": list(self.outline.architectures)}
 
     def front_args(self) -> dict[str, Any]:
         """Return the arguments with which the front reads templates and parsers: the serving

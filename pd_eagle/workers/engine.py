@@ -21,7 +21,7 @@ from pd_eagle.errors import EngineError, InvalidRequest, Overloaded, StartFailed
 from pd_eagle.messages import Delta, EngineInfo, Event, Failed, Load
 from pd_eagle.overrides import Override, apply
 from pd_eagle.plan import cuda_answers
-from pd_eagle.workers import engine_control, grammar_dead_ends
+from pd_eagle.workers import engine_control, grammar_dead_ends, model_files
 from pd_eagle.workers.acceptance import Acceptance
 from pd_eagle.workers.forked_engine import forking
 from pd_eagle.workers.run_folder import instance_id
@@ -40,7 +40,6 @@ SGLANG_MODULES = (
     "sglang.srt.entrypoints.engine",
     "sglang.srt.managers.scheduler",
     "sglang.srt.managers.detokenizer_manager",
-    "sglang.srt.models.registry",
 )
 
 
@@ -219,6 +218,9 @@ def _quietly() -> Iterator[None]:
 def preload(engine_args: Mapping[str, Any]) -> None:
     """Import SGLang and load the tokenizer, for all engines forked from this process.
 
+    Beside engine arguments, `architectures` names the classes of the models; without it all are
+    imported that SGLang has.
+
     Three quarters of a forked engine's start is its tokenizer, loaded by each of its processes in
     turn (SGLang 0.5.23): from now on `get_tokenizer` returns the loaded one.
     """
@@ -226,6 +228,7 @@ def preload(engine_args: Mapping[str, Any]) -> None:
         cuda_answers.install()
         for module in SGLANG_MODULES:
             importlib.import_module(module)
+        model_files.import_registry(engine_args.get("architectures", ()))
         apply([_TOKENIZER_ONCE])
         load_tokenizer(engine_args)
 

@@ -10,6 +10,9 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -19,6 +22,7 @@ from benchmarks.asking import ask, percentiles
 from benchmarks.gpu.host import DUMMY, Host, prompts, sharing
 from benchmarks.gpu.stages.kill import Victim, load, strike
 from benchmarks.gpu.stages.start import Phases
+from benchmarks.provenance import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
     from pd_eagle import PDEngine
 
 CHAIN = (3, 1, 4)
+# Transports that one host needs: UCX does not look for networks.
+_ONE_HOST = {"UCX_TLS": "cuda_ipc,cuda_copy,sm,self,tcp"}
+# SGLang pins host memory for requests that leave the KV pool, unless it is told otherwise.
+_TENSORS = {"disaggregation_decode_retraction_backup": "cpu_tensor"}
 UNIFIED = (Victim("unified-0"), Victim("unified-0", "host"))
 PAIR = tuple(
     Victim(worker, process)
@@ -43,6 +51,11 @@ def run(host: Host, journal: Journal) -> None:
     alone = base | {"pd_mode": "on", "disagg_transfer_backend": "nixl"}
     name = "PD nixl alone, start"
     journal.part(name, partial(_measure, host, keep(name), alone, ()), gpus=2)
+    for agent, variables in {"NIXL's agent": {}, "NIXL's agent, one host": _ONE_HOST}.items():
+        journal.part(agent, partial(_agent, host, variables))
+    tensors = alone | {"decode_engine_args": _TENSORS}
+    name = "PD nixl, retraction into tensors"
+    journal.part(name, partial(_measure, host, keep(name), tensors, PAIR[:1]), gpus=2)
     for fork in (True, False):
         settings = base | {"pd_mode": "off", "fork_workers": fork}
         name = "unified, forked" if fork else "unified, spawned"
@@ -64,6 +77,23 @@ def run(host: Host, journal: Journal) -> None:
     name = "unified TP 2, forked"
     measure = partial(_measure, host, keep(name), tensor_parallel, UNIFIED)
     journal.part(name, measure, gpus=2)
+
+
+def _agent(host: Host, variables: dict[str, str]) -> Found:
+    """Return the seconds of each step in which NIXL gets ready for a pool of 3.2 GB."""
+    pool_bytes = 2**24 if host.dry_run else 3_200_000_000
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu.agent", str(pool_bytes)],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
+    return {"steps_s": json.loads(done.stdout.splitlines()[-1]), "variables": variables}
 
 
 def _pool(host: Host) -> dict[str, Any]:
