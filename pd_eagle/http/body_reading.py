@@ -5,6 +5,7 @@ It knows no route, and nothing of what a request's fields mean.
 
 from __future__ import annotations
 
+import codecs
 from typing import Any
 
 import orjson
@@ -23,6 +24,7 @@ LONGEST_MESSAGE = 4000
 
 def load(body: bytes, most_values: int) -> dict[str, Any]:
     """Return the object in `body`. Parsing holds the GIL, so it is limited to milliseconds."""
+    body = body.removeprefix(codecs.BOM_UTF8)  # as some editors and .NET write it
     if len(body) > most_values and has_more_values(body, most_values):
         raise InvalidRequest(f"the body has more than {most_values} values: wanted at most that")
     try:

@@ -172,10 +172,12 @@ class OpenAIApi:
             )
         request.model = self.model
         self._check_tools(request)
+        scores = isinstance(request, CompletionRequest) and request.echo  # the prompt alone
+        least = 0 if scores else 1
         for name in ("max_tokens", "max_completion_tokens"):
             value = getattr(request, name, None)
-            if value is not None and value < 1:
-                raise InvalidRequest(f"{name}={value}: wanted at least 1")
+            if value is not None and value < least:
+                raise InvalidRequest(f"{name}={value}: wanted at least {least}")
 
     def _check_tools(self, request: Any) -> None:
         """Refuse tools for which no parser is known: their calls would be sent as text."""

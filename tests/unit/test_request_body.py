@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from typing import TYPE_CHECKING
 
 import pytest
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pd_eagle.errors import InvalidRequest, Overloaded
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from starlette.types import Message
 
 
-def sending(*pieces: bytes) -> Request:
+def sending(*pieces: bytes, encoding: str = "") -> Request:
     """Return a request whose body comes in `pieces`."""
     left = list(pieces)
 
@@ -23,7 +25,8 @@ def sending(*pieces: bytes) -> Request:
         piece = left.pop(0)
         return {"type": "http.request", "body": piece, "more_body": bool(left)}
 
-    return Request({"type": "http", "method": "POST", "headers": []}, receive)
+    headers = [(b"content-encoding", encoding.encode())] if encoding else []
+    return Request({"type": "http", "method": "POST", "headers": headers}, receive)
 
 
 async def test_memory_counts_until_the_block_ends() -> None:
@@ -72,3 +75,42 @@ async def test_an_empty_one_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="wanted a JSON object"):
         async with BodyMemory(10).body_of(sending(b"")):
             raise AssertionError("it was taken")
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+async def test_a_body_may_be_compressed(size: int) -> None:
+    memory = BodyMemory(2**20)
+    plain = b'{"prompt": "' + b"a" * 5000 + b'"}'
+    packed = gzip.compress(plain)
+    pieces = [packed[at : at + size] for at in range(0, len(packed), size)]
+    async with memory.body_of(sending(*pieces, encoding="gzip")) as body:
+        assert body == plain
+        assert memory.held_bytes == len(plain)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+async def test_a_compressed_body_counts_as_it_is_unpacked(levels: int) -> None:
+    bomb = gzip.compress(b" " * (levels * 12 * 2**20))
+    pieces = [bomb[at : at + 1000] for at in range(0, len(bomb), 1000)]
+    memory = BodyMemory(2**23 if levels == 1 else 2**30)
+    with pytest.raises((Overloaded, HTTPException)) as refused:
+        async with memory.body_of(sending(*pieces, encoding="gzip")):
+            pass
+    assert isinstance(refused.value, Overloaded) is (levels == 1)
+    assert memory.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "error"),
+    [
+        ("br", b"x", HTTPException),
+        ("gzip", b"{}", InvalidRequest),
+        ("gzip, br", b"", HTTPException),
+    ],
+)
+async def test_an_encoding_that_is_wrong(
+    encoding: str, body: bytes, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        async with BodyMemory(2**20).body_of(sending(body, encoding=encoding)):
+            pass
