@@ -40,8 +40,11 @@ _living: set[FrontThread] = set()
 class FrontThread:
     """One front, its event loop, and the daemon thread that runs it."""
 
-    def __init__(self, deployment: Deployment, api: Future[Any]) -> None:
-        """Make the front, and the zygote's process; nothing of them is left if this raises.
+    def __init__(
+        self, deployment: Deployment, api: Future[Any], zygote: ZygoteProcess | None = None
+    ) -> None:
+        """Make the front, and the zygote's process where `zygote` is not one that was spawned
+        before for the same deployment; nothing of them is left if this raises.
 
         `api` is the front's: loaded by the owner while the engines start.
         """
@@ -52,17 +55,17 @@ class FrontThread:
         self._abandoned = False
         self._ending: Future[bool] | None = None
         self._lock = threading.Lock()
-        zygote = deployment.fork_refusal or spawn_zygote(deployment)
+        used = deployment.fork_refusal or zygote or spawn_zygote(deployment)
         try:
             self._start_loop()
             try:
-                self.front: Front[Any] = self.call(_make_front(deployment, zygote, api))
+                self.front: Front[Any] = self.call(_make_front(deployment, used, api))
             except BaseException:
                 self._close_loop()
                 raise
         except BaseException:
-            if not isinstance(zygote, str):
-                zygote.discard()
+            if not isinstance(used, str):
+                used.discard()
             raise
         _living.add(self)
 

@@ -119,14 +119,24 @@ class Bracket:
 
 
 def bracket(trials: Sequence[Trial], number: int, quantile: float) -> Bracket:
-    """Return what `trials` say of level `number`; where they contradict, the lower rate counts."""
-    shares = {trial.rate_per_s: trial.share(number) for trial in trials}
-    lost = min((rate for rate, share in shares.items() if share < quantile), default=math.inf)
-    kept = max((rate for rate in shares if rate < lost), default=0.0)
-    if not kept or lost == math.inf:
-        return Bracket(kept, lost, kept)
-    above, below = shares[kept] - quantile, quantile - shares[lost]
-    return Bracket(kept, lost, kept * (lost / kept) ** (above / (above + below)))
+    """Return what `trials` say of level `number`.
+
+    Where they contradict, the limit is where fewest of them are on the wrong side; of several such
+    the lowest.
+    """
+    shares = sorted({trial.rate_per_s: trial.share(number) for trial in trials}.items())
+
+    def on_the_wrong_side(limit: int) -> int:
+        lost_below = sum(share < quantile for _, share in shares[:limit])
+        return lost_below + sum(share >= quantile for _, share in shares[limit:])
+
+    limit = min(range(len(shares) + 1), key=on_the_wrong_side)
+    kept, of_kept = shares[limit - 1] if limit else (0.0, 1.0)
+    if limit == len(shares):
+        return Bracket(kept, math.inf, kept)
+    lost, of_lost = shares[limit]
+    above, below = of_kept - quantile, quantile - of_lost
+    return Bracket(kept, lost, kept * (lost / kept) ** (above / (above + below)) if kept else 0.0)
 
 
 @dataclass(frozen=True, slots=True)

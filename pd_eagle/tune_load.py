@@ -1,4 +1,4 @@
-"""Loads one `PDEngine` at a rate, and says which answers were good at each level.
+"""Loads one running plan at a rate, and says which answers were good at each level.
 
 Requests are sent at their moments, whoever has not answered yet. It decides nothing: `tune` does.
 """
@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pd_eagle.errors import NotServing
+from pd_eagle.messages import Request, new_rid
 from pd_eagle.tune import OutOfTime, Times, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pd_eagle.pd_engine import PDEngine
     from pd_eagle.tune import Level
+    from pd_eagle.tune_engine import RunningPlan
     from pd_eagle.tune_traffic import Asked, Traffic
 
 #: A trial has at least so many requests, or, where that would take most of the time that is left,
@@ -71,21 +73,21 @@ class _Tally:
 
 
 class Load:
-    """Sends requests to one engine; nothing is begun that would end after `ends_at`.
+    """Sends requests to one plan; nothing is begun that would end after `ends_at`.
 
     `trial_s` is how long a trial sends, in seconds.
     """
 
     def __init__(
         self,
-        engine: PDEngine,
+        plan: RunningPlan,
         traffic: Traffic,
         levels: Sequence[Level],
         *,
         trial_s: float,
         ends_at: float,
     ) -> None:
-        self._engine = engine
+        self._plan = plan
         self._traffic = traffic
         self._levels = levels
         self._trial_s = trial_s
@@ -97,7 +99,7 @@ class Load:
     def warm(self) -> float:
         """Send ever more requests at once while that is faster; return answers/s of the fastest.
 
-        That is the order of magnitude of what the engine can take, and kernels are compiled then.
+        That is the order of magnitude of what the plan can take, and kernels are compiled then.
         Most of the time is left for trials. Raises `OutOfTime`, `PdEagleError`.
         """
         took_s = self._at_once(1, self._left_s())  # may compile kernels
@@ -125,7 +127,7 @@ class Load:
             except TimeoutError:
                 raise OutOfTime from None
 
-        asyncio.run(send())
+        self._plan.call(send())
         return max(time.monotonic() - began, 1e-3)
 
     def _left_s(self) -> float:
@@ -137,7 +139,7 @@ class Load:
         seconds = max(self._trial_s, FEW / rate, min(FEWEST / rate, left_s / 2))
         if seconds > left_s:
             raise OutOfTime
-        trial = asyncio.run(self._offered(rate, seconds))
+        trial: Trial = self._plan.call(self._offered(rate, seconds))
         self._wait_until_idle()
         return trial
 
@@ -177,26 +179,27 @@ class Load:
 
     def _wait_until_idle(self) -> None:
         until = time.monotonic() + min(_IDLE_S, self._left_s())
-        while self._engine.health()["inflight"] and time.monotonic() < until:
+        while self._plan.service.inflight and time.monotonic() < until:
             time.sleep(0.02)
 
     async def _answer(self, prompt: list[int], asked: Asked) -> Times:
         params = {"max_new_tokens": asked.answer, "ignore_eos": True, "temperature": 0}
+        request = Request(new_rid(), prompt, params)
         began = last = time.monotonic()
-        first_s, longest_s, seen = 0.0, 0.0, 0
-        stream = await self._engine.async_generate(
-            input_ids=prompt, sampling_params=params, stream=True
-        )
-        async for result in stream:
-            now, tokens = time.monotonic(), len(result["output_ids"])
-            if not seen:
-                first_s = now - began
-            elif tokens > seen:
-                longest_s = max(longest_s, now - last)
-            last, seen = now, tokens
-        if not seen:
+        first_s, longest_s, tokens = 0.0, 0.0, 0
+        async with aclosing(self._plan.service.stream(request, patient=True)) as deltas:
+            async for delta in deltas:
+                if not delta.output_ids:
+                    continue
+                now = time.monotonic()
+                if tokens:
+                    longest_s = max(longest_s, now - last)
+                else:
+                    first_s = now - began
+                last, tokens = now, tokens + len(delta.output_ids)
+        if not tokens:
             raise NotServing("an answer without a token")
-        return Times(first_s, (last - began - first_s) / max(seen - 1, 1), longest_s)
+        return Times(first_s, (last - began - first_s) / max(tokens - 1, 1), longest_s)
 
 
 def _trial(rate: float, tally: _Tally, took_s: float) -> Trial:

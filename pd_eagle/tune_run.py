@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import re
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pd_eagle import tune
 from pd_eagle.errors import PdEagleError, PlanRefused, SettingsError
-from pd_eagle.pd_engine import PDEngine
 from pd_eagle.plan import config, deployment, devices, engine_args, measured, models
+from pd_eagle.tune_engine import Prepared, RunningPlan
 from pd_eagle.tune_load import Load
 from pd_eagle.tune_report import Report
 from pd_eagle.tune_traffic import Traffic
@@ -32,7 +34,6 @@ TRIAL_SHARE, SHORTEST_TRIAL_S, LONGEST_TRIAL_S = 1 / 45, 3.0, 15.0
 _BEGIN = 0.7
 #: A stop is expected to take this long, until one has been seen.
 _STOP_S = 5.0
-_START_TIMEOUT = "START_TIMEOUT_S"
 
 
 def candidates(environ: Mapping[str, str], inventory: Inventory) -> list[Candidate]:
@@ -149,30 +150,51 @@ def run(
 
     told(f"{len(plans)} plans on {inventory}: {', '.join(one.name for one in plans)}")
     trial_s = min(max(budget_s * TRIAL_SHARE, SHORTEST_TRIAL_S), LONGEST_TRIAL_S)
-    runner = _Runner(environ, Traffic(requests, vocab_size), tuple(levels), trial_s, told)
-    outcomes, untried = tune.search(
-        plans,
-        runner.try_out,
-        len(levels),
-        clock=runner.clock,
-        ends_at=began + budget_s,
-        trial_s=trial_s,
-    )
+    ahead = itertools.pairwise(plans) if _prepares_ahead(inventory) else ()
+    following = {before.name: after for before, after in ahead}
+    traffic = Traffic(requests, vocab_size)
+    runner = _Runner(environ, traffic, tuple(levels), trial_s, told, following)
+    try:
+        outcomes, untried = tune.search(
+            plans,
+            runner.try_out,
+            len(levels),
+            clock=runner.clock,
+            ends_at=began + budget_s,
+            trial_s=trial_s,
+        )
+    finally:
+        runner.discard()
     took_s = time.monotonic() - began
-    traffic = str(runner.traffic)
-    return Report(traffic, tuple(levels), tuple(outcomes), took_s, budget_s, tuple(untried))
+    return Report(str(traffic), tuple(levels), tuple(outcomes), took_s, budget_s, tuple(untried))
+
+
+def _prepares_ahead(inventory: Inventory) -> bool:
+    """On a CPU, imports take turns with the engines that are measured."""
+    return inventory.kind == "cuda"
 
 
 @dataclass(slots=True)
 class _Runner:
-    """Starts plans and loads them; `stop_s` is the longest stop of engines so far, in seconds."""
+    """Starts plans and loads them.
+
+    The processes of the `next_` plan import SGLang while a plan starts and is warmed up, where that
+    takes nothing from it.
+    """
 
     environ: Mapping[str, str]
     traffic: Traffic
     levels: tuple[Level, ...]
     trial_s: float
     tell: Callable[[str], None]
-    stop_s: float = field(default=_STOP_S)
+    next_: Mapping[str, Candidate] = field(default_factory=dict)
+    _stops_s: list[float] = field(default_factory=list)
+    _ahead: dict[str, Prepared] = field(default_factory=dict)
+
+    @property
+    def stop_s(self) -> float:
+        """How long a stop of engines is expected to take at most, in seconds."""
+        return max(2 * max(self._stops_s), 1.0) if self._stops_s else _STOP_S
 
     def clock(self) -> float:
         """Return the time as if the engines that run had been stopped, in monotonic seconds."""
@@ -185,24 +207,41 @@ class _Runner:
         """
         began = time.monotonic()
         self.tell(f"{candidate.name}: starting")
+        prepared = self._prepared(candidate)
+        self._prepare_next(candidate)
         limit_s = share.ends_at - self.clock() - share.trial_s
-        engine = PDEngine(**self._keywords(candidate, limit_s))
+        plan = RunningPlan(prepared, max(limit_s, 1.0))
         try:
             start_s = time.monotonic() - began
             self.tell(f"{candidate.name}: ready after {start_s:.1f} s")
             ends_at = share.measures_until(self.clock(), start_s) - self.stop_s
-            outcome = self._found(engine, candidate, to_beat, ends_at)
+            outcome = self._found(plan, candidate, to_beat, ends_at)
         finally:
             stopping = time.monotonic()
-            engine.shutdown()
-            stopped_s = time.monotonic() - stopping
-            self.stop_s = stopped_s if self.stop_s == _STOP_S else max(self.stop_s, stopped_s)
+            plan.stop()
+            self._stops_s.append(time.monotonic() - stopping)
         return replace(outcome, start_s=start_s)
 
+    def _prepared(self, candidate: Candidate) -> Prepared:
+        return self._ahead.pop(candidate.name, None) or Prepared.of(
+            {**self.environ, **candidate.settings}
+        )
+
+    def _prepare_next(self, candidate: Candidate) -> None:
+        if following := self.next_.get(candidate.name):
+            with contextlib.suppress(PdEagleError):  # it is told when that plan's turn comes
+                self._ahead[following.name] = self._prepared(following)
+
+    def discard(self) -> None:
+        """End what was prepared and never started."""
+        for prepared in self._ahead.values():
+            prepared.discard()
+        self._ahead.clear()
+
     def _found(
-        self, engine: PDEngine, candidate: Candidate, to_beat: Sequence[float], ends_at: float
+        self, plan: RunningPlan, candidate: Candidate, to_beat: Sequence[float], ends_at: float
     ) -> Outcome:
-        load = Load(engine, self.traffic, self.levels, trial_s=self.trial_s, ends_at=ends_at)
+        load = Load(plan, self.traffic, self.levels, trial_s=self.trial_s, ends_at=ends_at)
         try:
             most = load.warm()
         except tune.OutOfTime:
@@ -228,10 +267,3 @@ class _Runner:
         verdict = "kept" if kept == len(shares) else "not kept" if not kept else "kept by some"
         cut = ", cut short" if trial.cut_short else ""
         return f"{trial.rate_per_s:.3g}/s {verdict}, good: {', '.join(shares)}{cut}"
-
-    def _keywords(self, candidate: Candidate, left_s: float) -> dict[str, Any]:
-        """Return the settings as keyword arguments, with a limit on the start."""
-        given = {**self.environ, **candidate.settings}
-        limit_s = float(given.get(_START_TIMEOUT) or left_s)
-        given[_START_TIMEOUT] = f"{max(1.0, min(limit_s, left_s)):.1f}"
-        return config.keywords(given)

@@ -27,7 +27,8 @@ GROUND = {"errors", "messages", "version", "overrides"}
 TOP = {
     *("loops", "gpu_holds", "front", "relay", "front_thread", "pd_engine"),
     *("call_types", "generating", "scoring", "controlling", "unsupported", "mounting"),
-    *("tune", "tune_traffic", "tune_load", "tune_run", "tune_report", "tune_plot", "tune_cli"),
+    *("tune", "tune_traffic", "tune_engine", "tune_load", "tune_run", "tune_report"),
+    *("tune_plot", "tune_cli"),
     *("option_types", "warm", "serve", "cli", "__main__"),
 }
 
@@ -91,6 +92,7 @@ QUICK = ("cli", "plan.deployment", "plan.placement", "plan.config")
 ENVIRONMENT = {
     "cli": "the command line is where the environment comes from",
     "pd_engine": "a library has no main: CUDA_VISIBLE_DEVICES and what its workers inherit",
+    "tune_engine": "engines inherit it, as those of PDEngine do",
     "serve": "the zygote is forked from this process, so what engines need is set here",
     "workers.engine_metrics": "prometheus_client and SGLang take the folder from a variable alone",
     "workers.worker_main": "the child's main: sets what its engine needs before SGLang is imported",

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from pd_eagle import pd_engine
+from pd_eagle import pd_engine, tune_engine
 from pd_eagle.pd_engine import PDEngine
 from pd_eagle.plan import deployment as deployments
 from tests import scripted
@@ -48,10 +48,13 @@ class LetterTokenizer:
 
 @contextlib.contextmanager
 def scripted_stack() -> Iterator[None]:
-    """Put the scripted stack in SGLang's place, for every `PDEngine` of this process."""
+    """Put the scripted stack in SGLang's place, for every `PDEngine` and every plan that is tuned
+    in this process.
+    """
     decide = partial(deployments.decide, stack=scripted.STACK)
     with (
         mock.patch.object(pd_engine, "deployments", SimpleNamespace(decide=decide)),
+        mock.patch.object(tune_engine, "deployments", SimpleNamespace(decide=decide)),
         mock.patch.object(pd_engine, "load_tokenizer", return_value=LetterTokenizer()),
         mock.patch.object(pd_engine, "generate_input_class", return_value=GenerateInput),
     ):

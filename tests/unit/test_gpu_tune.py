@@ -70,7 +70,7 @@ def test_no_choice_is_not_within_anything() -> None:
     said = tune.verdict({"a": trials((10, 1.0))}, 0, LEVEL, None)
     assert (said["within_5_percent"], said["keeps_ratio"]) == (False, 0.0)
     lost = tune.verdict({"a": trials((10, 0.0))}, 0, LEVEL, "a")
-    assert (lost["within_5_percent"], lost["keeps_ratio"]) == (False, None)
+    assert (lost["within_5_percent"], lost["keeps_ratio"]) == (None, None)
 
 
 def test_what_was_cut_off_or_failed_was_not_good() -> None:

@@ -108,8 +108,16 @@ def test_between_two_rates_the_share_of_good_answers_decides() -> None:
     one = bracket(trials, 0, 0.95)
     assert (one.kept_per_s, one.lost_per_s) == (10, 12)
     assert one.keeps_per_s == pytest.approx(10 * 1.2**0.25)
-    # A rate that was lost counts more than a higher one that was kept.
-    assert bracket([*trials, Trial(9, 100, (90,), 9)], 0, 0.95) == Bracket(0.0, 9, 0.0)
+
+
+def test_trials_that_contradict_are_outvoted() -> None:
+    trials = [Trial(10, 100, (97,), 10), Trial(12, 100, (89,), 11)]
+    doubt = [*trials, Trial(9, 100, (90,), 9)]
+    assert bracket(doubt, 0, 0.95) == Bracket(0.0, 9, 0.0)  # one against one: the lower rate
+    sure = bracket([*doubt, Trial(8, 100, (100,), 8), Trial(7, 100, (100,), 7)], 0, 0.95)
+    assert (sure.kept_per_s, sure.lost_per_s) == (8, 9)
+    blip = bracket([*doubt, Trial(11, 100, (100,), 11)], 0, 0.95)
+    assert (blip.kept_per_s, blip.lost_per_s) == (11, 12)
 
 
 @pytest.mark.parametrize(
