@@ -118,8 +118,9 @@ def _environ(host: Host) -> dict[str, str]:
 
 @contextmanager
 def _acceptance() -> Iterator[None]:
-    """Simulate the acceptance of drafts; engines without a draft do not look at it."""
-    os.environ[SIMULATE] = str(ACCEPTED[0])
+    """Simulate the acceptance of drafts, where there are any."""
+    if os.environ.get(EAGLE) == "1":
+        os.environ[SIMULATE] = str(ACCEPTED[0])
     try:
         yield
     finally:
