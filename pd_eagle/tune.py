@@ -48,6 +48,10 @@ class Level:
             and times.longest_gap_s <= self.longest_gap_s
         )
 
+    def allows(self, bad: int, asked: int) -> bool:
+        """Return whether `bad` answers of `asked` are few enough: of few, one may be bad."""
+        return bad <= math.ceil(round((1 - self.quantile) * asked, 6))
+
     def __str__(self) -> str:
         longest = f", longest ≤ {self.longest_gap_s * 1e3:g} ms"
         return (
@@ -94,6 +98,10 @@ class Trial:
     cut_short: bool = False
     errors: tuple[str, ...] = ()
 
+    def kept(self, number: int, level: Level) -> bool:
+        """Return whether level `number`, which is `level`, was kept."""
+        return self.asked > 0 and level.allows(self.asked - self.good[number], self.asked)
+
     def share(self, number: int) -> float:
         """Return the share of answers that were good at level `number`."""
         return self.good[number] / self.asked if self.asked else 0.0
@@ -118,25 +126,35 @@ class Bracket:
         return "?" if self.lost_per_s == math.inf else f"{self.lost_per_s:.3g}"
 
 
-def bracket(trials: Sequence[Trial], number: int, quantile: float) -> Bracket:
-    """Return what `trials` say of level `number`.
+def bracket(trials: Sequence[Trial], number: int, level: Level) -> Bracket:
+    """Return what `trials` say of level `number`, which is `level`.
 
-    Where they contradict, the limit is where fewest of them are on the wrong side; of several such
-    the lowest.
+    Where they contradict, the limit is where fewest of them are on the wrong side, and of several
+    such the highest: a disturbance of the machine makes answers bad, never good.
     """
-    shares = sorted({trial.rate_per_s: trial.share(number) for trial in trials}.items())
+    by_rate = {trial.rate_per_s: trial for trial in trials}
+    ranked = [by_rate[rate] for rate in sorted(by_rate)]
+    kept = [trial.kept(number, level) for trial in ranked]
 
     def on_the_wrong_side(limit: int) -> int:
-        lost_below = sum(share < quantile for _, share in shares[:limit])
-        return lost_below + sum(share >= quantile for _, share in shares[limit:])
+        return kept[:limit].count(False) + kept[limit:].count(True)
 
-    limit = min(range(len(shares) + 1), key=on_the_wrong_side)
-    kept, of_kept = shares[limit - 1] if limit else (0.0, 1.0)
-    if limit == len(shares):
-        return Bracket(kept, math.inf, kept)
-    lost, of_lost = shares[limit]
-    above, below = of_kept - quantile, quantile - of_lost
-    return Bracket(kept, lost, kept * (lost / kept) ** (above / (above + below)) if kept else 0.0)
+    limit = min(reversed(range(len(ranked) + 1)), key=on_the_wrong_side)
+    last = ranked[limit - 1] if limit else None
+    first_lost = ranked[limit] if limit < len(ranked) else None
+    return _between(last, first_lost, number, level.quantile)
+
+
+def _between(last: Trial | None, lost: Trial | None, number: int, quantile: float) -> Bracket:
+    if last is None:
+        return Bracket(0.0, lost.rate_per_s if lost else math.inf)
+    if lost is None:
+        return Bracket(last.rate_per_s, math.inf, last.rate_per_s)
+    above = max(last.share(number) - quantile, 0.0)
+    below = quantile - lost.share(number)
+    step = lost.rate_per_s / last.rate_per_s
+    keeps = last.rate_per_s * step ** (above / (above + below))
+    return Bracket(last.rate_per_s, lost.rate_per_s, keeps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +229,7 @@ def find(
     aims = [_Aim(first_per_s, rate) for rate in to_beat or [0.0] * len(levels)]
 
     def brackets() -> tuple[Bracket, ...]:
-        return tuple(bracket(trials, i, level.quantile) for i, level in enumerate(levels))
+        return tuple(bracket(trials, i, level) for i, level in enumerate(levels))
 
     in_time = True
     try:

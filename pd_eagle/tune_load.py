@@ -67,7 +67,7 @@ class _Tally:
     def lost(self) -> bool:
         """Whether no level can be kept any more."""
         return all(
-            self.ended - good > (1 - level.quantile) * self.asked
+            not level.allows(self.ended - good, self.asked)
             for good, level in zip(self.good, self.levels, strict=True)
         )
 

@@ -260,7 +260,7 @@ class _Runner:
 
     def _said(self, trial: Trial) -> str:
         shares = [
-            f"{trial.share(number):.0%}{'' if trial.share(number) >= level.quantile else ' ✗'}"
+            f"{trial.share(number):.0%}{'' if trial.kept(number, level) else ' ✗'}"
             for number, level in enumerate(self.levels)
         ]
         kept = sum("✗" not in share for share in shares)

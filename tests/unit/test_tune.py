@@ -105,19 +105,30 @@ def test_what_was_found_counts_when_time_is_up() -> None:
 
 def test_between_two_rates_the_share_of_good_answers_decides() -> None:
     trials = [Trial(10, 100, (97,), 10), Trial(12, 100, (89,), 11)]
-    one = bracket(trials, 0, 0.95)
+    one = bracket(trials, 0, LEVEL)
     assert (one.kept_per_s, one.lost_per_s) == (10, 12)
     assert one.keeps_per_s == pytest.approx(10 * 1.2**0.25)
 
 
+def told(*points: tuple[float, int]) -> tuple[float, float]:
+    """Return the bracket of trials with 100 requests, of which so many were good."""
+    one = bracket([Trial(rate, 100, (good,), rate) for rate, good in points], 0, LEVEL)
+    return one.kept_per_s, one.lost_per_s
+
+
 def test_trials_that_contradict_are_outvoted() -> None:
-    trials = [Trial(10, 100, (97,), 10), Trial(12, 100, (89,), 11)]
-    doubt = [*trials, Trial(9, 100, (90,), 9)]
-    assert bracket(doubt, 0, 0.95) == Bracket(0.0, 9, 0.0)  # one against one: the lower rate
-    sure = bracket([*doubt, Trial(8, 100, (100,), 8), Trial(7, 100, (100,), 7)], 0, 0.95)
-    assert (sure.kept_per_s, sure.lost_per_s) == (8, 9)
-    blip = bracket([*doubt, Trial(11, 100, (100,), 11)], 0, 0.95)
-    assert (blip.kept_per_s, blip.lost_per_s) == (11, 12)
+    assert told((7, 99), (8, 99), (9, 99), (10, 80)) == (9, 10)
+    assert told((7, 99), (8, 80), (9, 99), (10, 99), (11, 80)) == (10, 11)  # 8 was disturbed
+    assert told((7, 80), (8, 80), (9, 80), (10, 99), (11, 80)) == (0, 7)  # 10 was luck
+    assert told((7, 80), (8, 80), (9, 99), (10, 99), (11, 80)) == (10, 11)  # two against two
+
+
+@pytest.mark.parametrize(
+    ("asked", "bad", "kept"), [(100, 5, True), (100, 6, False), (12, 1, True), (12, 2, False)]
+)
+def test_of_few_answers_one_may_be_bad(asked: int, bad: int, kept: bool) -> None:
+    assert Trial(1.0, asked, (asked - bad,), 1.0).kept(0, LEVEL) is kept
+    assert not Trial(1.0, 0, (0,), 0.0).kept(0, LEVEL)
 
 
 @pytest.mark.parametrize(

@@ -346,7 +346,7 @@ def verdict(
     """
     plans: Found = {}
     for name, trials in measured.items():
-        one = bracket(trials, number, level.quantile)
+        one = bracket(trials, number, level)
         plans[name] = {
             "keeps_per_s": round(one.keeps_per_s, 3),
             "kept_per_s": one.kept_per_s,
