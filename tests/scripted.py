@@ -434,6 +434,9 @@ class ScriptedOpenAI:
     def model_info(self) -> dict[str, Any]:
         return {"model_path": self.model}
 
+    def schemas(self) -> dict[str, Any]:
+        return {"chat": {"type": "object"}}
+
     async def parse(self, endpoint: str, body: bytes, http: object) -> Body:
         try:
             request = msgspec.json.decode(body, type=Body)

@@ -39,6 +39,7 @@ DOORS: dict[str, set[str]] = {
         *("workers.engine", "workers.engine_control", "cpu"),
         *("http.openai_api", "http.tokenizer_manager"),
         *("http.anthropic_api", "http.native_api", "http.responses_api"),
+        "http.request_schemas",
     },
     # The engine's door writes the token map in torch's own form.
     "torch": {"cpu", "demo", "workers.engine"},
@@ -59,7 +60,9 @@ DOORS: dict[str, set[str]] = {
     # SGLang's OpenAI classes speak in these.
     "fastapi": {"http.openai_api", "http.responses_api"},
     "jinja2": {"http.responses_api"},
-    "pydantic": {"http.body_reading", "http.native_api", "http.responses_api"},
+    "pydantic": {
+        *("http.body_reading", "http.native_api", "http.request_schemas", "http.responses_api"),
+    },
     "uvloop": {"loops"},
     "uvicorn": {"serve", "http.http_protocol"},
     "orjson": {

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from pd_eagle.errors import ModelNotFound, NotServing
+from pd_eagle.http import openapi
 from pd_eagle.http.access import authorize
 from pd_eagle.http.disconnect import unless_disconnected
 from pd_eagle.http.error_responses import CLIENT_CLOSED_REQUEST, HANDLERS, json_response
@@ -26,6 +27,7 @@ from pd_eagle.http.pacing import Pacing
 from pd_eagle.http.request_body import BodyMemory
 from pd_eagle.http.request_ids import RequestIds
 from pd_eagle.http.unknown_fields import IGNORED
+from pd_eagle.http.unserved import UNSERVED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -57,6 +59,7 @@ class OpenAI(Protocol):
     def tool_call_parser(self) -> str | None: ...
     def detokenize(self, ids: list[int], /) -> str: ...
     def model_info(self) -> dict[str, Any]: ...
+    def schemas(self) -> dict[str, Any]: ...
     async def parse(self, endpoint: Endpoint, body: bytes, http: Request) -> Any: ...
     async def stream(
         self, endpoint: Endpoint, request: Any, http: Request
@@ -111,8 +114,11 @@ def make_app(front: FrontProtocol, cors_origins: str | None = None) -> Starlette
         ("/metrics", _GET, routes.metrics),
         ("/v1/models", _GET, routes.models),
         ("/v1/models/{model:path}", _GET, routes.model),
+        ("/openapi.json", _GET, routes.openapi),
+        ("/docs", _GET, routes.docs),
         *NativeRoutes(front, routes.generate, routes.model_info).rows(),
     ]
+    routes.described = [(path, methods) for path, methods, _ in table if path not in UNSERVED]
     pacing = Middleware(Pacing, per_iteration=_REQUESTS_PER_ITERATION, exempt="/health")
     return _App(
         routes=[
@@ -155,6 +161,7 @@ class _Routes:
     def __init__(self, front: FrontProtocol) -> None:
         self._front = front
         self._bodies = BodyMemory(front.max_body_memory_bytes)
+        self.described: list[tuple[str, tuple[str, ...]]] = []
 
     async def health(self, _: Request) -> Response:
         health = self._front.health()
@@ -208,6 +215,13 @@ class _Routes:
     async def _stored(self, request: Request, *, cancel: bool) -> Response:
         body = await self._openai(request).stored(request.path_params["id"], cancel=cancel)
         return Response(body, media_type="application/json")
+
+    async def openapi(self, request: Request) -> Response:
+        schemas = await asyncio.to_thread(self._openai(request).schemas)
+        return json_response(openapi.document(self.described, schemas))
+
+    async def docs(self, _: Request) -> Response:
+        return HTMLResponse(openapi.PAGE, headers=openapi.PAGE_HEADERS)
 
     def model_info(self, request: Request) -> dict[str, Any]:
         return self._openai(request).model_info()

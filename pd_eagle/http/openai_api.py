@@ -8,6 +8,7 @@ nothing of routes or status codes.
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from sglang.srt.parser.template_manager import TemplateManager
 from sglang.srt.runtime_context import get_serving
 
 from pd_eagle.errors import InvalidRequest, ModelNotFound, PdEagleError
-from pd_eagle.http import answers, bodies, body_reading, native_api, unknown_fields
+from pd_eagle.http import answers, bodies, body_reading, native_api, request_schemas, unknown_fields
 from pd_eagle.http.agent_bodies import TABLES
 from pd_eagle.http.anthropic_api import MessagesApi
 from pd_eagle.http.api_options import ApiOptions
@@ -114,6 +115,7 @@ class OpenAIApi:
         self._strict_fields = options.strict_fields
         self._native = NativeApi(service, facade, self._serving["chat"], self._in_thread)
         self.model_info = self._native.model_info
+        self.schemas = functools.cache(request_schemas.schemas)
         if service.eagle_rules is not None:
             service.eagle_rules.correct_defaults(self._serving["chat"].default_sampling_params)
 

@@ -72,6 +72,9 @@ class ScriptedLayer:
     def model_info(self) -> dict[str, Any]:
         return {"model_path": "letters"}
 
+    def schemas(self) -> dict[str, Any]:
+        return {"chat": {"type": "object"}}
+
     def detokenize(self, ids: list[int]) -> str:
         raise AssertionError("nothing is resumed here")
 
