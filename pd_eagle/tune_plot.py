@@ -56,6 +56,7 @@ def write(found: Mapping[str, Any], path: Path) -> None:
     labels = [level["level"].replace(", ", "\n") for level in levels]
     axes.set_xticks(range(len(levels)), labels, fontsize="small")
     axes.set_ylabel("requests/s that keep the level")
+    axes.set_ylim(bottom=0)
     axes.set_title(found["traffic"], fontsize="medium")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize="small")

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: A trial sends for this part of the budget, within these seconds.
-TRIAL_SHARE, SHORTEST_TRIAL_S, LONGEST_TRIAL_S = 1 / 45, 3.0, 15.0
+#: A trial sends for this part of the budget, or, so that a queue that grows is seen, for so many
+#: times as the first token may take, if that is within the largest part; and within these seconds.
+TRIAL_SHARE, OF_FIRST, LARGEST_SHARE = 1 / 45, 4, 1 / 20
+SHORTEST_TRIAL_S, LONGEST_TRIAL_S = 3.0, 15.0
 #: Of what a burst took, the rate at which the search begins.
 _BEGIN = 0.7
 #: A stop is expected to take this long, until one has been seen.
@@ -149,7 +151,7 @@ def run(
         tell(f"[{time.monotonic() - began:4.0f} of {budget_s:.0f} s] {line}")
 
     told(f"{len(plans)} plans on {inventory}: {', '.join(one.name for one in plans)}")
-    trial_s = min(max(budget_s * TRIAL_SHARE, SHORTEST_TRIAL_S), LONGEST_TRIAL_S)
+    trial_s = trial_seconds(budget_s, levels)
     ahead = itertools.pairwise(plans) if _prepares_ahead(inventory) else ()
     following = {before.name: after for before, after in ahead}
     traffic = Traffic(requests, vocab_size)
@@ -167,6 +169,12 @@ def run(
         runner.discard()
     took_s = time.monotonic() - began
     return Report(str(traffic), tuple(levels), tuple(outcomes), took_s, budget_s, tuple(untried))
+
+
+def trial_seconds(budget_s: float, levels: Sequence[Level]) -> float:
+    """Return for how many seconds each trial sends requests."""
+    queue_s = min(OF_FIRST * max(level.first_s for level in levels), budget_s * LARGEST_SHARE)
+    return min(max(budget_s * TRIAL_SHARE, queue_s, SHORTEST_TRIAL_S), LONGEST_TRIAL_S)
 
 
 def _prepares_ahead(inventory: Inventory) -> bool:

@@ -207,6 +207,17 @@ def test_a_bad_value_is_refused(
     assert told in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("budget_s", "first_s", "seconds"),
+    [(900, 1.0, 15), (270, 0.5, 6), (210, 2.0, 8), (60, 0.5, 3), (120, 30.0, 6), (9000, 1.0, 15)],
+)
+def test_a_trial_is_long_enough_to_see_a_queue(
+    budget_s: float, first_s: float, seconds: float
+) -> None:
+    levels = [Level(0.1, 0.02), Level(first_s, 0.02)]
+    assert tune_run.trial_seconds(budget_s, levels) == pytest.approx(seconds)
+
+
 def test_no_plan_is_a_refusal() -> None:
     environ = {"DEVICE": "cpu"}
     with pytest.raises(PlanRefused, match="see pd-eagle plan, and --only"):
