@@ -67,9 +67,9 @@ class EngineHost:
         order = {"before": before, "engine": DEFAULTS | arguments}
         return TestEngine(self._connect(), order, self)
 
-    def call(self, target: str) -> Any:
+    def call(self, target: str, *arguments: Any) -> Any:
         """Return what the function "module:name" returns, called in a fork of this process."""
-        with TestEngine(self._connect(), {"call": target}, self) as fork:
+        with TestEngine(self._connect(), {"call": target, "arguments": arguments}, self) as fork:
             return fork.answers()
 
     def _connect(self) -> socket.socket:
@@ -185,7 +185,8 @@ def _serve(connection: socket.socket, engine_class: Any) -> None:
     file = connection.makefile("rwb")
     order = json.loads(file.readline())
     if "call" in order:
-        file.write(json.dumps(pkgutil.resolve_name(order["call"])()).encode() + b"\n")
+        returned = pkgutil.resolve_name(order["call"])(*order["arguments"])
+        file.write(json.dumps(returned).encode() + b"\n")
         file.flush()
         os._exit(0)
     if order["before"]:

@@ -67,7 +67,8 @@ class _Part:
 class Answer:
     """One request's deltas, put together as SGLang's result dictionary."""
 
-    def __init__(self, *, public_id: str, index: int, incremental: bool) -> None:
+    def __init__(self, *, public_id: str, index: int | None, incremental: bool) -> None:
+        """`index`: which answer of a streamed batch; others carry none, as in SGLang."""
         self._public_id = public_id
         self._index = index
         self._incremental = incremental
@@ -107,7 +108,8 @@ class Answer:
     def _result(self, text: str, output_ids: list[int]) -> dict[str, Any]:
         meta = dict(self._meta)
         meta["id"] = self._public_id
-        return {"text": text, "output_ids": output_ids, "meta_info": meta, "index": self._index}
+        result = {"text": text, "output_ids": output_ids, "meta_info": meta}
+        return result if self._index is None else result | {"index": self._index}
 
 
 class GenerateApi:
@@ -154,7 +156,7 @@ class GenerateApi:
         if obj.stream and total == 1:
             # Here, not in a generator of its own: every token would pass through it.
             part = await anext(parts)
-            answer = self._answer(part)
+            answer = self._answer(part, None)
             async with self._deltas(part) as deltas:
                 async for delta in deltas:
                     yield answer.add(delta)
@@ -234,20 +236,18 @@ class GenerateApi:
     def _deltas(self, part: _Part) -> aclosing[AsyncGenerator[Delta, None]]:
         return aclosing(self.service.stream(part.request(), part.group, patient=part.patient))
 
-    def _answer(self, part: _Part) -> Answer:
-        return Answer(public_id=part.public_id, index=part.index, incremental=self._incremental)
+    def _answer(self, part: _Part, index: int | None) -> Answer:
+        return Answer(public_id=part.public_id, index=index, incremental=self._incremental)
 
     async def _whole(self, part: _Part) -> dict[str, Any]:
-        answer = Answer(public_id=part.public_id, index=part.index, incremental=False)
+        answer = Answer(public_id=part.public_id, index=None, incremental=False)
         async with self._deltas(part) as deltas:
             async for delta in deltas:
                 answer.take(delta)
-        result = answer.whole()
-        result.pop("index")  # as SGLang: only streamed results carry it
-        return result
+        return answer.whole()
 
     async def _steps(self, part: _Part) -> AsyncGenerator[dict[str, Any], None]:
-        answer = self._answer(part)
+        answer = self._answer(part, part.index)
         async with self._deltas(part) as deltas:
             async for delta in deltas:
                 yield answer.add(delta)

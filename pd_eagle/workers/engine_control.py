@@ -33,10 +33,12 @@ async def _get_server_info(engine: Any) -> Any:
 
     manager = engine.tokenizer_manager
     arguments = manager.server_args.resolved_dict()
+    secrets = {name: arguments[name] for name in _SECRETS if arguments.get(name) is not None}
     info = {
         **arguments,
-        **{name: "***" for name in _SECRETS if arguments.get(name) is not None},
+        **dict.fromkeys(secrets, "***"),
         **engine._scheduler_init_result.scheduler_infos[0],
+        "launch_command": _without(secrets, manager.server_args.launch_command),
         "startup_time": manager.startup_time,
         "internal_states": await manager.get_internal_state(),
         "version": __version__,
@@ -47,6 +49,12 @@ async def _get_server_info(engine: Any) -> Any:
 
 #: SGLang 0.5.23 shows these in the clear.
 _SECRETS = ("api_key", "admin_api_key", "ssl_keyfile_password")
+
+
+def _without(secrets: Mapping[str, str], text: str | None) -> str | None:
+    for secret in secrets.values():
+        text = text and text.replace(secret, "***")
+    return text
 
 
 async def _start_profile(engine: Any, **options: Any) -> None:
