@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 #: Tokens of the prompts: kernels differ by the size of a batch, up to what a chunk holds.
 PROMPT_TOKENS = (12, 90, 400, 1500)
-NEW_TOKENS = 8
+#: So many prompts have these lengths, and all others the first, so that a small KV pool holds them.
+_VARIED = 16
+#: Enough for a whole batch to be decoded at once, though its prompts are prefilled in turn.
+NEW_TOKENS = 48
 #: Larger batches run what was compiled for this one.
 LARGEST_BATCH = 256
 #: Sampling and grammars have kernels of their own.
@@ -110,10 +113,9 @@ async def _ask_all(engine: PDEngine, vocab_size: int) -> None:
 async def _ask(
     engine: PDEngine, draw: random.Random, vocab_size: int, count: int, params: dict[str, Any]
 ) -> None:
-    prompts = [
-        [draw.randrange(vocab_size) for _ in range(PROMPT_TOKENS[number % len(PROMPT_TOKENS)])]
-        for number in range(count)
-    ]
+    lengths = [PROMPT_TOKENS[n % len(PROMPT_TOKENS)] for n in range(min(count, _VARIED))]
+    lengths += [PROMPT_TOKENS[0]] * (count - len(lengths))
+    prompts = [[draw.randrange(vocab_size) for _ in range(length)] for length in lengths]
     asked = {"max_new_tokens": NEW_TOKENS, "ignore_eos": "regex" not in params} | params
     await asyncio.gather(
         *(engine.async_generate(input_ids=ids, sampling_params=asked) for ids in prompts)

@@ -37,7 +37,7 @@ class Engine:
         pass
 
     def health(self) -> dict[str, Any]:
-        return {"workers": [{"max_running": None}, {"max_running": 5}]}
+        return {"workers": [{"max_running": None}, {"max_running": 19}]}
 
     async def async_generate(
         self, input_ids: list[int], sampling_params: dict[str, Any]
@@ -66,10 +66,11 @@ def test_every_size_of_batch_is_asked_of_every_engine_in_both_starts(
     first, again = engines
     assert first.settings == {"model_path": ENVIRON["MODEL_PATH"]}
     assert first.asked == again.asked
-    greedy = [tokens for tokens, params in first.asked if "regex" not in params][:14]
-    assert len(greedy) == 2 * (1 + 2 + 4)  # two engines that run up to five requests at once
-    assert set(greedy) == set(warm.PROMPT_TOKENS)
-    ways = [params for _, params in first.asked[14:]]
+    # Two engines that run up to 19 requests at once are asked 2, 4, 8, 16 and 32.
+    greedy = [tokens for tokens, _ in first.asked[:62]]
+    assert set(greedy[:46]) == set(warm.PROMPT_TOKENS)
+    assert set(greedy[46:]) == {warm.PROMPT_TOKENS[0]}
+    ways = [params for _, params in first.asked[62:]]
     assert [bool(params["temperature"]) for params in ways] == [True] * 4 + [False] * 4
     assert all(params["max_new_tokens"] == warm.NEW_TOKENS for params in ways)
     assert (report.files, report.mb) == ((1, 1), (2.0, 2.0))
