@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pd_eagle.errors import NotServing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pd_eagle.front import Front
     from pd_eagle.front_thread import FrontThread
     from pd_eagle.messages import ControlName
@@ -34,6 +36,7 @@ class TokenizerManager:
     """What scripts use of `sglang.Engine.tokenizer_manager`."""
 
     tokenizer: Any
+    abort_request: Callable[..., None]
 
 
 class Controlling:
@@ -46,7 +49,7 @@ class Controlling:
     @property
     def tokenizer_manager(self) -> TokenizerManager:
         """The tokenizer that reads prompts, as `tokenizer_manager.tokenizer`."""
-        return TokenizerManager(self._api.tokenizer)
+        return TokenizerManager(self._api.tokenizer, self.abort_request)
 
     def flush_cache(self) -> FlushResult:
         """Empty every engine's prefix cache; none does while it has requests."""
@@ -90,6 +93,18 @@ class Controlling:
         """Return the processes of all engines: hosts and schedulers."""
         self._thread.check_usable()
         return [pid for worker in self._front.service.workers for pid in worker.pids]
+
+    def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
+        """End the requests that were given `rid`, or all; each says `abort` as finish reason.
+
+        What they have answered so far is returned. Prompts of a batch that have not begun go on.
+        """
+        if rid or abort_all:
+            self._thread.check_usable()
+            self._thread.call(self._abort(None if abort_all else rid))
+
+    async def _abort(self, rid: str | None) -> None:
+        self._api.abort(rid)
 
     def _control(
         self, name: ControlName, timeout_s: float, arguments: dict[str, Any] | None = None

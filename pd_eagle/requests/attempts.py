@@ -13,6 +13,7 @@ from pd_eagle.requests.resume import Progress, first_may_come_early, why_not_res
 from pd_eagle.requests.suspicion import Suspicion
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from pd_eagle.messages import Delta, Request
@@ -33,8 +34,11 @@ class Attempts:
         watch: RequestWatch,
         quarantine: Quarantine,
         detokenize: Callable[[list[int]], str] | None,
+        cut: asyncio.Future[None],
     ) -> None:
         self.request = request
+        #: Done when the request is to end early.
+        self.cut = cut
         self.deadline = deadline
         self.watch = watch
         self.suspicion = Suspicion()

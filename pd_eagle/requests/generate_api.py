@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -134,6 +134,17 @@ class GenerateApi:
         self.tokenizer: Any = tokenizer
         self._incremental = incremental
         self._patient = patient
+        #: Requests in the service: the caller's name, and ours.
+        self._open: set[tuple[str, str]] = set()
+
+    def abort(self, rid: str | None) -> None:
+        """End the requests that were given `rid`, or all; their finish reason is `abort`.
+
+        Of a batch, those that have not begun go on.
+        """
+        for public_id, ours in self._open:
+            if rid is None or rid == public_id:
+                self.service.aborts.abort(ours)
 
     def detokenize(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids)
@@ -233,8 +244,17 @@ class GenerateApi:
 
     # --- what comes back
 
-    def _deltas(self, part: _Part) -> aclosing[AsyncGenerator[Delta, None]]:
-        return aclosing(self.service.stream(part.request(), part.group, patient=part.patient))
+    @asynccontextmanager
+    async def _deltas(self, part: _Part) -> AsyncGenerator[AsyncGenerator[Delta, None], None]:
+        request = part.request()
+        known = (part.public_id, request.rid)
+        self._open.add(known)
+        try:
+            stream = self.service.stream(request, part.group, patient=part.patient)
+            async with aclosing(stream) as deltas:
+                yield deltas
+        finally:
+            self._open.discard(known)
 
     def _answer(self, part: _Part, index: int | None) -> Answer:
         return Answer(public_id=part.public_id, index=index, incremental=self._incremental)

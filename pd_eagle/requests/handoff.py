@@ -16,6 +16,7 @@ import msgspec
 
 from pd_eagle.errors import DeadlineExceeded, EngineError, from_code
 from pd_eagle.messages import Delta, Event, Failed, Submit
+from pd_eagle.requests.aborts import FINISH_REASON
 from pd_eagle.requests.resume import INCOMPLETE
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _PROMPT_LOGPROBS = ("input_token_logprobs", "input_top_logprobs", "input_token_i
 _GIVEN_IDS = "output_token_ids_logprobs"
 
 
-Half = Literal["prefill", "decode", "deadline"]
+Half = Literal["prefill", "decode", "deadline", "cut"]
 
 
 class Mailbox:
@@ -67,6 +68,7 @@ async def run(
     on_abort: Callable[[str], None] = _ignore,
     *,
     first_early: bool = False,
+    cut: asyncio.Future[None] | None = None,
 ) -> AsyncGenerator[Delta, None]:
     """Run one request over one pair; yield decode's deltas, raise what either half fails with.
 
@@ -76,8 +78,9 @@ async def run(
     been sent, of "first_delta" after it, and of "kv_handoff", from the end of prefill's last step
     to decode's first delta; `on_abort` why an attempt did not come to its end.
     With `first_early` the first token is yielded when prefill reports it, if it has a whole text.
+    Once `cut` is done, the last delta says that the request was aborted.
     """
-    halves = _Halves(pair, request, deadline)
+    halves = _Halves(pair, request, deadline, cut)
     answer = _Answer(pair, request, on_phase, first_early=first_early)
     try:
         halves.submit()
@@ -98,14 +101,27 @@ async def run(
 class _Halves:
     """One request on both workers of its pair, and what they say of it."""
 
-    def __init__(self, pair: Pair, request: Request, deadline: float) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        request: Request,
+        deadline: float,
+        cut: asyncio.Future[None] | None,
+    ) -> None:
         self.mailbox = Mailbox()
+        self._cut = cut
         self._pair = pair
         self._request = request
         # A timer that writes into the mailbox, since no timeout may enclose a yield.
         late = Failed(request.rid, DeadlineExceeded.code, "the request's time is up")
         loop = asyncio.get_running_loop()
         self._timer = loop.call_at(deadline, self.mailbox.put, "deadline", late)
+        if cut is not None:
+            cut.add_done_callback(self._end_early)
+
+    def _end_early(self, _: object) -> None:
+        meta = {"finish_reason": FINISH_REASON}
+        self.mailbox.put("cut", Delta(self._request.rid, "", [], meta, finished=True))
 
     def submit(self) -> None:
         """Send the request to both workers, in one room."""
@@ -116,6 +132,8 @@ class _Halves:
 
     def abort(self) -> None:
         self._timer.cancel()
+        if self._cut is not None:
+            self._cut.remove_done_callback(self._end_early)
         for worker in self._pair.workers:
             worker.abort(self._request.rid)
 
@@ -148,6 +166,8 @@ class _Answer:
             return []
         if half == "prefill":
             return self._of_prefill(event)
+        if half == "cut":
+            return [event]
         return [event] if self._plain else self._of_decode(event)
 
     def _fail(self, half: Half, event: Failed) -> None:

@@ -18,6 +18,7 @@ from pd_eagle.errors import EngineCrashed, NotServing, PdEagleError, TransferFai
 from pd_eagle.plan import speculation
 from pd_eagle.plan.tuning import TOKENS_PER_REQUEST
 from pd_eagle.requests import bottleneck, gate, handoff
+from pd_eagle.requests.aborts import Aborts
 from pd_eagle.requests.admission import Admission, Limits
 from pd_eagle.requests.attempts import Attempts
 from pd_eagle.requests.culprits import Culprits
@@ -72,6 +73,7 @@ class Service:
         self.fleet = Fleet(plan, policy, self._on_crash)
         self._quarantine = Quarantine(self.fleet.supervisor.blame, self.fleet.update)
         self._culprits = Culprits()
+        self.aborts = Aborts()
         self.windows = PrefillWindows(policy.prefill_window_tokens)
         self._pairs = PairSelection(self.fleet, self._quarantine, self.windows)
         self._roles = bottleneck.Watch(plan)
@@ -207,14 +209,15 @@ class Service:
         self._count_open(1)
         try:
             line = request.rid if group is None else id(group)
-            await self.admission.enter(line, cost, last_turn)
-            try:
-                watch.admitted(len(request.input_ids))
-                deadline = last_turn or loop.time() + timeout_s
-                with closing(self._attempts(request, deadline, watch)) as attempts:
-                    yield attempts
-            finally:
-                self.admission.leave(cost)
+            with self.aborts.listening(request.rid) as cut:
+                await self.admission.enter(line, cost, last_turn)
+                try:
+                    watch.admitted(len(request.input_ids))
+                    deadline = last_turn or loop.time() + timeout_s
+                    with closing(self._attempts(request, deadline, watch, cut)) as attempts:
+                        yield attempts
+                finally:
+                    self.admission.leave(cost)
         except PdEagleError as error:
             watch.failed(error)
             raise
@@ -222,8 +225,11 @@ class Service:
             watch.end()
             self._count_open(-1)
 
-    def _attempts(self, request: Request, deadline: float, watch: RequestWatch) -> Attempts:
-        return Attempts(request, deadline, self._policy, watch, self._quarantine, self._detokenize)
+    def _attempts(
+        self, request: Request, deadline: float, watch: RequestWatch, cut: asyncio.Future[None]
+    ) -> Attempts:
+        policy, quarantine = self._policy, self._quarantine
+        return Attempts(request, deadline, policy, watch, quarantine, self._detokenize, cut)
 
     @contextlib.asynccontextmanager
     async def _attempt(self, attempts: Attempts) -> AsyncGenerator[AsyncGenerator[Delta], None]:
@@ -243,6 +249,7 @@ class Service:
                 on_phase,
                 attempts.watch.aborted,
                 first_early=attempts.first_early,
+                cut=attempts.cut,
             )
             async with aclosing(attempt) as deltas:
                 yield deltas

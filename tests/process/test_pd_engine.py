@@ -199,6 +199,38 @@ def test_the_engines_do_what_they_are_told(engine: PDEngine) -> None:
         engine.generate(input_ids=[999])
 
 
+def test_a_request_ends_by_the_name_that_it_was_given(engine: PDEngine) -> None:
+    mine, other = (engine.generate("h", stream=True, rid=rid) for rid in ("mine", "other"))
+    for stream in (mine, other):
+        assert next(stream)["text"] == answer_to("h", 1)
+    engine.abort_request("nobody's")
+    engine.tokenizer_manager.abort_request(rid="mine")
+    last = list(mine)[-1]
+    assert last["text"] == answer_to("h", 2)
+    assert last["meta_info"]["finish_reason"]["type"] == "abort"
+    assert last["meta_info"]["id"] == "mine"
+    assert engine.health()["inflight"] == 1
+    engine.abort_request(abort_all=True)
+    assert list(other)[-1]["meta_info"]["finish_reason"]["type"] == "abort"
+    assert idle(engine)
+
+
+def test_a_request_that_waits_ends_when_its_turn_comes(start: Start) -> None:
+    async def cells(engine: PDEngine) -> None:
+        running = await engine.async_generate("h", stream=True)
+        await anext(running)
+        waiting = asyncio.create_task(engine.async_generate("h", rid="mine"))
+        while not engine.health()["queued"]:  # noqa: ASYNC110 - another loop changes it
+            await asyncio.sleep(0.01)
+        engine.abort_request("mine")
+        await running.aclose()
+        assert (await waiting)["meta_info"]["finish_reason"]["type"] == "abort"
+
+    with start(max_inflight=1) as engine:
+        asyncio.run(cells(engine))
+        assert idle(engine)
+
+
 def test_two_in_one_process(start: Start) -> None:
     with start() as first, start() as second:
         assert first.generate("a", SHORT) != second.generate("b", SHORT)
