@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pd_eagle.errors import NotServing
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from pd_eagle.messages import ControlName
     from pd_eagle.requests.generate_api import GenerateApi
 
-_CONTROL_TIMEOUT_S = 60.0
 #: A profile is written when it stops.
 _PROFILE_TIMEOUT_S = 600.0
 
@@ -53,22 +50,19 @@ class Controlling:
 
     def flush_cache(self) -> FlushResult:
         """Empty every engine's prefix cache; none does while it has requests."""
-        said = self._control("flush_cache", _CONTROL_TIMEOUT_S)
-        failed = [f"{name}: {one['message']}" for name, one in said.items() if not one["success"]]
-        return FlushResult(not failed, "; ".join(failed))
+        self._thread.check_usable()
+        why = self._thread.call(self._front.operations.flush_cache(0.0))
+        return FlushResult(why is None, why or "")
 
     def get_server_info(self) -> dict[str, Any]:
         """Return what `sglang.Engine.get_server_info` does, of an engine that generates.
 
-        `internal_states` has an entry for each engine that generates; `pd_eagle` is `health()`.
+        `internal_states` has an entry for each engine, those that generate first; `pd_eagle` is
+        `health()`.
         """
-        said = self._control("get_server_info", _CONTROL_TIMEOUT_S)
-        names = [worker.name for worker in self._front.deployment.plan.serving]
-        serving = [said[name] for name in names if name in said]
-        if not serving:
-            raise NotServing("get_server_info: no engine that generates is serving")
-        states = [state for info in serving for state in info["internal_states"]]
-        return {**serving[0], "internal_states": states, "pd_eagle": self._front.health().as_json()}
+        self._thread.check_usable()
+        info = self._thread.call(self._front.operations.server_info())
+        return {**info, "pd_eagle": self._front.health().as_json()}
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what `sglang.Engine.get_model_info` does."""

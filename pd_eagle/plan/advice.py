@@ -51,7 +51,7 @@ class Rates:
     decode: float
 
     @property
-    def answers_per_s(self) -> float:
+    def requests_per_s(self) -> float:
         return min(self.prefill, self.decode)
 
     @property
@@ -62,8 +62,8 @@ class Rates:
         other = "decode" if self.bottleneck == "prefill" else "prefill"
         room = max(self.prefill, self.decode)
         return (
-            f"{self.split}: about {self.answers_per_s:.3g} answers/s, as many as {self.bottleneck}"
-            f" takes ({other}: {room:.3g})"
+            f"{self.split}: about {self.requests_per_s:.3g} requests/s, as many as"
+            f" {self.bottleneck} takes ({other}: {room:.3g})"
         )
 
 
@@ -81,7 +81,7 @@ class Advice:
         """How many times the answers of the plan's own split."""
         if self.planned is None or self.best is None:
             return 1.0
-        return self.best.answers_per_s / self.planned.answers_per_s
+        return self.best.requests_per_s / self.planned.requests_per_s
 
     def lines(self) -> Iterator[str]:
         yield f"traffic   {self.traffic}"
@@ -118,11 +118,11 @@ def advise(traffic: Traffic, plan: Plan, inventory: Inventory, shape: ModelShape
         _rates(traffic, Split(prefill, tp, engines - prefill, tp), shape)
         for prefill in range(1, engines)
     ]
-    best = max(candidates, key=lambda rates: rates.answers_per_s, default=None)
-    if best is not None and not best.answers_per_s:
+    best = max(candidates, key=lambda rates: rates.requests_per_s, default=None)
+    if best is not None and not best.requests_per_s:
         return Advice(
             traffic,
-            planned if planned and planned.answers_per_s else None,
+            planned if planned and planned.requests_per_s else None,
             None,
             f"no decode engine of TP {tp} is expected to keep this mean gap; a step alone takes"
             f" {_step_s(shape, 0, 0, tp) * 1000:.2g} ms: wanted a larger --gap-mean, a larger TP,"
@@ -144,7 +144,7 @@ def _source(inventory: Inventory) -> str:
     if len(inventory.devices) == 2:
         best = measured.best_chunk()
         replicas = (
-            f" UNIFIED_REPLICAS=2 took {best.mean_40_ms:g} answers/s where PD took"
+            f" UNIFIED_REPLICAS=2 took {best.mean_40_ms:g} requests/s where PD took"
             f" {measured.PD_ANSWERS_PER_S:g} (6000 and 64 tokens, mean gap at most 40 ms)."
         )
     return f"Estimated from {measured.SOURCE}.{replicas} pd-eagle tune measures."

@@ -18,7 +18,7 @@ MODEL = "Qwen/Qwen2.5-7B-Instruct"
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Two unified engines at a chunk size: the goodput, in answers/s, at each latency level.
+    """Two unified engines at a chunk size: the goodput, in requests/s, at each latency level.
 
     Prompts of 6,000 tokens, answers of 64, first token within 2 s; the levels are the mean and the
     longest time between tokens, in milliseconds.
@@ -80,5 +80,5 @@ class Step:
 
 
 #: PD, prompts of 300 tokens and answers of 100, at 48 and 96 a second: requests in decode are
-#: answers/s × 100 tokens × the gap.
+#: requests/s × 100 tokens × the gap.
 STEPS = (Step(46.05 * 100 * 0.0067, 350, 6.7), Step(87.91 * 100 * 0.0072, 350, 7.2))

@@ -96,7 +96,7 @@ def _mixed_steps(given: Mapping[str, object]) -> Iterator[Default]:
         return
     best, own = measured.best_chunk(), measured.CHUNKS[0]
     why = (
-        f"two engines kept {best.mean_40_ms:g} answers/s, against {own.mean_40_ms:g} of SGLang's"
+        f"two engines kept {best.mean_40_ms:g} requests/s, against {own.mean_40_ms:g} of SGLang's"
         f" default, for prompts of 6000 tokens on H100 (mean gap ≤ 40 ms)"
     )
     yield Default("chunked_prefill_size", best.tokens, why, "unified")
@@ -104,7 +104,7 @@ def _mixed_steps(given: Mapping[str, object]) -> Iterator[Default]:
         "enable_mixed_chunk",
         True,
         f"a decode step rides on each chunk: longest gap ≤ 50 ms for {best.longest_50_ms:g}"
-        f" answers/s, against {own.longest_50_ms:g}",
+        f" requests/s, against {own.longest_50_ms:g}",
         "unified",
     )
 
@@ -127,7 +127,7 @@ def what_pd_gives_up() -> str:
     """Return the note that compares PD on two GPUs with two unified engines, as measured."""
     best, pd = measured.best_chunk(), measured.PD_ANSWERS_PER_S
     return (
-        f"on two {measured.GPU}, UNIFIED_REPLICAS=2 took {best.mean_40_ms:g} answers/s where PD"
+        f"on two {measured.GPU}, UNIFIED_REPLICAS=2 took {best.mean_40_ms:g} requests/s where PD"
         f" took {pd:g} (prompts of 6000 tokens, mean gap ≤ 40 ms), and {best.mean_10_ms:g} against"
         f" {pd:g} at mean gaps ≤ 10 ms: PD is for steady tokens"
     )

@@ -75,14 +75,15 @@ class Operations:
     async def server_info(self) -> dict[str, Any]:
         """Return what SGLang's `/server_info` says, of an engine that generates.
 
-        `internal_states` has one entry for each engine, named by `worker`.
+        `internal_states` has one entry for each engine, named by `worker`, those that generate
+        first: clients read the first alone.
         """
         said = await self.control("get_server_info", {})
         roles = {worker.name: worker.role for worker in self._service.workers}
-        shown = next((name for name in said if roles[name] != "prefill"), next(iter(said)))
+        shown, *_ = names = sorted(said, key=lambda name: roles[name] == "prefill")
         states = [
             {"worker": name, "role": roles[name], **state}
-            for name, info in said.items()
+            for name, info in ((name, said[name]) for name in names)
             for state in info["internal_states"]
         ]
         own = {

@@ -188,7 +188,8 @@ def test_the_engines_do_what_they_are_told(engine: PDEngine) -> None:
     assert "decode-0: requests are running" in busy.message
     stream.close()
     info = engine.get_server_info()
-    assert (info["model_path"], len(info["internal_states"])) == ("letters", 1)
+    assert info["model_path"] == "letters"
+    assert [state["worker"] for state in info["internal_states"]] == ["decode-0", "prefill-0"]
     assert info["pd_eagle"]["status"] == "ready"
     engine.start_profile(num_steps=2)
     with pytest.raises(EngineError, match="no profile was started"):

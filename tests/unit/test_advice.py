@@ -27,9 +27,9 @@ def test_two_gpus_are_as_fast_as_was_measured() -> None:
     found = advice("2xH100", Traffic(6000, 64)).planned
     assert found is not None
     assert found.bottleneck == "prefill"
-    assert found.answers_per_s == pytest.approx(6.4)
-    assert found.answers_per_s == pytest.approx(measured.PD_ANSWERS_PER_S, rel=0.1)
-    # chat: 87.9 answers/s were no limit yet
+    assert found.requests_per_s == pytest.approx(6.4)
+    assert found.requests_per_s == pytest.approx(measured.PD_ANSWERS_PER_S, rel=0.1)
+    # chat: 87.9 requests/s were no limit yet
     chat = advice("2xH100", Traffic(300, 100, 0.0072)).planned
     assert chat is not None
     assert chat.decode == pytest.approx(87.9, rel=0.05)
@@ -51,15 +51,15 @@ def test_the_split_follows_the_traffic(
     assert found.best is not None
     assert (found.best.split.prefill_replicas, found.best.split.decode_replicas) == split
     assert found.planned.bottleneck == bottleneck
-    assert found.best.answers_per_s >= found.planned.answers_per_s
-    assert found.gain == found.best.answers_per_s / found.planned.answers_per_s
+    assert found.best.requests_per_s >= found.planned.requests_per_s
+    assert found.gain == found.best.requests_per_s / found.planned.requests_per_s
 
 
 def test_the_documented_split_is_named_as_the_bottleneck_and_by_how_much() -> None:
     lines = list(advice("4xH100", Traffic(6000, 64)).lines())
     assert lines[0] == "traffic   6000 prompt and 64 answer tokens, mean gap at most 40 ms"
     assert lines[1].startswith(
-        "expected  prefill 1 × TP1, decode 3 × TP1: about 6.4 answers/s, as many as prefill takes"
+        "expected  prefill 1 × TP1, decode 3 × TP1: about 6.4 requests/s, as many as prefill takes"
     )
     assert ", 3 × the plan's: PD_MODE=on PREFILL_REPLICAS=3 DECODE_REPLICAS=1" in lines[2]
     assert measured.SOURCE in lines[3]
@@ -68,7 +68,7 @@ def test_the_documented_split_is_named_as_the_bottleneck_and_by_how_much() -> No
 def test_a_split_that_fits_is_left_alone() -> None:
     lines = list(advice("2xH100", Traffic(6000, 64)).lines())
     assert lines[2] == "advice    no other split takes noticeably more of this traffic"
-    assert "UNIFIED_REPLICAS=2 took 11.3 answers/s where PD took 6.1" in lines[3]
+    assert "UNIFIED_REPLICAS=2 took 11.3 requests/s where PD took 6.1" in lines[3]
 
 
 def test_a_unified_plan_is_told_the_best_split_too() -> None:

@@ -468,7 +468,7 @@ def test_a_pair_that_nobody_asked_for_says_what_it_gives_up(
 ) -> None:
     found = plan(Settings.from_kwargs(**given), parse_gpus(described), QWEN)
     assert (
-        any("UNIFIED_REPLICAS=2 took 11.3 answers/s where PD took 6.1" in n for n in found.notes)
+        any("UNIFIED_REPLICAS=2 took 11.3 requests/s where PD took 6.1" in n for n in found.notes)
         is told
     )
 
