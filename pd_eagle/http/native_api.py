@@ -167,7 +167,7 @@ class NativeApi:
         return {
             "model_path": facade.model_path,
             "served_model_name": facade.served_model_name,
-            "tokenizer_path": facade.config_value("tokenizer_path"),
+            "tokenizer_path": facade.config_value("tokenizer_path") or facade.model_path,
             "is_generation": True,
             "preferred_sampling_params": facade.config_value("preferred_sampling_params"),
             **{name: facade.config_value(name) for name in (*told, "disaggregation_mode")},

@@ -89,7 +89,7 @@ class _SGLangEngine:
     def _describe(self) -> EngineInfo:
         import os
 
-        result = self._engine._scheduler_init_result
+        result, manager = self._engine._scheduler_init_result, self._tokenizer_manager
         scheduler = result.scheduler_infos[0]
         return EngineInfo(
             pid=os.getpid(),
@@ -98,8 +98,9 @@ class _SGLangEngine:
                 self._engine.server_args.detokenizer_worker_num,
             ),
             max_total_tokens=scheduler["max_total_num_tokens"],
-            context_length=self._tokenizer_manager.context_len,
-            vocab_size=self._tokenizer_manager.model_config.vocab_size,
+            # With EAGLE, drafts take the last places of the context (SGLang 0.5.23).
+            context_length=manager.context_len - manager.num_reserved_tokens,
+            vocab_size=manager.model_config.vocab_size,
             spawned_because=getattr(self._engine, "spawned_because", None),
         )
 

@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pd_eagle.overrides import Override, apply
+from pd_eagle.workers import context_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,7 @@ def install() -> None:
     Every SGLang process calls it once, after its imports and before it starts anything.
     """
     if os.environ.get(_ENGINE):
-        apply([_MASK])
+        apply([_MASK, *context_end.overrides()])
 
 
 def is_one(message: str) -> bool:

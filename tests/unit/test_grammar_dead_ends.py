@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pd_eagle.workers import grammar_dead_ends
+from pd_eagle.workers import context_end, grammar_dead_ends
 
 if TYPE_CHECKING:
     import pytest
@@ -35,4 +35,4 @@ def test_nothing_is_overridden_in_other_peoples_processes(monkeypatch: pytest.Mo
     for name, value in grammar_dead_ends.VARIABLES.items():
         monkeypatch.setenv(name, value)
     grammar_dead_ends.install()
-    assert applied == [grammar_dead_ends._MASK]
+    assert applied == [grammar_dead_ends._MASK, *context_end.overrides()]
