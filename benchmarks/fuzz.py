@@ -30,14 +30,20 @@ _CONTEXT = 512
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON schemas of the request bodies of the two OpenAI routes."""
+    """Return the JSON schemas of the request bodies of the routes that are asked."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from pydantic import TypeAdapter
         from sglang.srt.entrypoints.openai import protocol
+        from sglang.srt.managers.io_struct import GenerateReqInput
 
         return {
             "chat": protocol.ChatCompletionRequest.model_json_schema(),
             "completion": protocol.CompletionRequest.model_json_schema(),
+            "generate": TypeAdapter(GenerateReqInput).json_schema(),
+            "score": protocol.ScoringRequest.model_json_schema(),
+            "tokenize": protocol.TokenizeRequest.model_json_schema(),
+            "detokenize": protocol.DetokenizeRequest.model_json_schema(),
         }
 
 

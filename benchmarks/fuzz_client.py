@@ -13,11 +13,14 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
+
+from benchmarks.fuzz_routes import ASKED, WORDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +72,6 @@ _SCHEMAS: list[Json] = [
     _nested(6), _nested(60), {"type": ["string", "null"]}, {"const": {"a": [1]}}, {"not": {}},
     {"properties": {f"k{i}": {"type": "string"} for i in range(200)}},
 ]  # fmt: skip
-_words = st.lists(st.integers(0, 300).map(lambda i: f"w{i}"), max_size=12).map(" ".join)
 _scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -87,7 +89,7 @@ _anything: SearchStrategy[Json] = st.recursive(
 )
 _integers = st.one_of(st.integers(0, 9), st.integers(-3, 300), st.sampled_from(_EDGES))
 _numbers = st.one_of(st.floats(-3, 3, allow_nan=False), st.sampled_from(_FLOATS), _integers)
-_texts = st.one_of(_words, st.sampled_from(_TEXTS), st.text(max_size=20))
+_texts = st.one_of(WORDS, st.sampled_from(_TEXTS), st.text(max_size=20))
 
 
 def values(schema: Body, definitions: Body, depth: int = _DEPTH) -> SearchStrategy[Json]:
@@ -194,21 +196,6 @@ def bodies(schema: Body, base: SearchStrategy[Body]) -> SearchStrategy[Body]:
     return st.tuples(base, changes).map(lambda pair: pair[0] | pair[1])
 
 
-_message = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "user", "system", "assistant", "tool"]), "content": _words}
-)
-_common = {"max_tokens": st.integers(1, 6), "stream": st.booleans(), "temperature": st.just(0)}
-CHAT_BASE: SearchStrategy[Body] = st.fixed_dictionaries(
-    {"messages": st.lists(_message, min_size=1, max_size=3), **_common}
-)
-COMPLETION_BASE: SearchStrategy[Body] = st.fixed_dictionaries(
-    {
-        "prompt": st.one_of(_words, st.lists(st.integers(0, 255), min_size=1, max_size=9)),
-        **_common,
-    }
-)
-
-
 @dataclass
 class Found:
     """Results of one client process; `failures` are shrunk, `slowest` took `slowest_s`."""
@@ -229,8 +216,10 @@ def run(url: str, schemas: dict[str, Body], number: int, count: int, inflight: P
     os.nice(10)
     asking = _Asking(url, inflight)
     requests = st.one_of(
-        bodies(schemas["chat"], CHAT_BASE).map(lambda body: ("/v1/chat/completions", body)),
-        bodies(schemas["completion"], COMPLETION_BASE).map(lambda body: ("/v1/completions", body)),
+        [
+            bodies(schemas[name], base).map(partial(_to, path))
+            for name, (path, base) in ASKED.items()
+        ]
     )
     attempt = 0
     with asyncio.Runner() as runner:
@@ -239,6 +228,10 @@ def run(url: str, schemas: dict[str, Body], number: int, count: int, inflight: P
             _draw(runner, asking, requests, number * 1000 + attempt, count)
         runner.run(asking.close())
     return asking.found
+
+
+def _to(path: str, body: Body) -> tuple[str, Body]:
+    return path, body
 
 
 def _draw(runner: asyncio.Runner, asking: _Asking, requests: Any, number: int, count: int) -> None:

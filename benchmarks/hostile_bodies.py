@@ -35,6 +35,7 @@ def bodies() -> Bodies:
         | _wrong_values()
         | _programs()
         | _bare_json()
+        | _native()
     )
 
 
@@ -181,4 +182,32 @@ def _bare_json() -> Bodies:
         "a million unknown fields": lambda: unknown_fields(700_000),
         "80,000 unknown fields": lambda: unknown_fields(80_000),
         "15 MiB of nothing": lambda: _raw(b" " * _SIZE),
+    }
+
+
+def _native() -> Bodies:
+    def to(path: str, **fields: Any) -> Body:
+        return path, json.dumps(fields, ensure_ascii=False).encode()
+
+    samples = {"n": 4096, "max_new_tokens": 4}
+    return {
+        "200,000 texts": lambda: to("/generate", text=["a"] * 200_000),
+        "a thousand texts, 4,096 times": lambda: to(
+            "/generate", text=["a"] * 1000, sampling_params=samples
+        ),
+        "a text of 15 MiB": lambda: to("/generate", text=_PROSE * (_SIZE // len(_PROSE))),
+        "a million sampling parameters": lambda: to(
+            "/generate", text="a", sampling_params=[{}] * 1_000_000
+        ),
+        "15 MiB to tokenize": lambda: to("/tokenize", prompt=_PROSE * (_SIZE // len(_PROSE))),
+        "250,000 texts to tokenize": lambda: to("/tokenize", prompt=["a"] * 250_000),
+        "1 MiB to tokenize": lambda: to("/tokenize", prompt=_PROSE * (_MIB // len(_PROSE))),
+        "7 million ids to detokenize": lambda: to("/detokenize", tokens=[1] * (_SIZE // 3)),
+        "250,000 ids to detokenize": lambda: to("/detokenize", tokens=[1] * 250_000),
+        "120,000 items to score": lambda: to(
+            "/v1/score", query="a", items=["b"] * 120_000, label_token_ids=[1]
+        ),
+        "a thousand items to score": lambda: to(
+            "/v1/score", query=_PROSE * 200, items=["b"] * 1000, label_token_ids=[1]
+        ),
     }
