@@ -431,6 +431,9 @@ class ScriptedOpenAI:
     def detokenize(self, ids: list[int]) -> str:
         return "".join(map(chr, ids))
 
+    def abort(self, rid: str | None) -> None:
+        raise AssertionError("nobody asks for it here")
+
     def model_info(self) -> dict[str, Any]:
         return {"model_path": self.model}
 

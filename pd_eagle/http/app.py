@@ -58,6 +58,7 @@ class OpenAI(Protocol):
     @property
     def tool_call_parser(self) -> str | None: ...
     def detokenize(self, ids: list[int], /) -> str: ...
+    def abort(self, rid: str | None, /) -> None: ...
     def model_info(self) -> dict[str, Any]: ...
     def schemas(self) -> dict[str, Any]: ...
     async def parse(self, endpoint: Endpoint, body: bytes, http: Request) -> Any: ...
@@ -116,7 +117,7 @@ def make_app(front: FrontProtocol, cors_origins: str | None = None) -> Starlette
         ("/v1/models/{model:path}", _GET, routes.model),
         ("/openapi.json", _GET, routes.openapi),
         ("/docs", _GET, routes.docs),
-        *NativeRoutes(front, routes.generate, routes.model_info).rows(),
+        *NativeRoutes(front, routes.generate, routes.model_info, routes.abort).rows(),
     ]
     routes.described = [(path, methods) for path, methods, _ in table if path not in UNSERVED]
     pacing = Middleware(Pacing, per_iteration=_REQUESTS_PER_ITERATION, exempt="/health")
@@ -225,6 +226,10 @@ class _Routes:
 
     def model_info(self, request: Request) -> dict[str, Any]:
         return self._openai(request).model_info()
+
+    def abort(self, rid: str | None) -> None:
+        if self._front.api is not None:
+            self._front.api.abort(rid)
 
     async def generate(self, endpoint: Endpoint, http: Request) -> Response:
         """Admit, read and answer one request for `endpoint`."""

@@ -158,6 +158,10 @@ class NativeApi:
         built: bytes = await self._in_thread(http, dumps_json, result)
         return built
 
+    def abort(self, rid: str | None) -> None:
+        """End the requests that were given `rid`, or all."""
+        self._manager.abort(rid)
+
     # --- what the server says of itself
 
     def model_info(self) -> dict[str, Any]:

@@ -60,14 +60,16 @@ class NativeRoutes:
         front: NativeFront,
         generate: Callable[[Endpoint, Request], Awaitable[Response]],
         model_info: Callable[[Request], dict[str, Any]],
+        abort: Callable[[str | None], None],
     ) -> None:
         """`generate` reads, admits and answers a request for an endpoint; `model_info` says what
-        is served, to those who may know.
+        is served, to those who may know; `abort` ends requests of that name, or all.
         """
         self._front = front
         self._operations = front.operations
         self._generate = generate
         self._model_info = model_info
+        self._abort = abort
 
     def rows(self) -> list[Row]:
         """Return path, methods and handler of each route."""
@@ -108,6 +110,7 @@ class NativeRoutes:
             ("/get_server_info", _GET, self._server_info),
             ("/server_info", _GET, self._server_info),
             ("/flush_cache", _EITHER, self._flush_cache),
+            ("/abort_request", _POST, self._abort_request),
             ("/start_profile", _EITHER, self._start_profile),
             ("/stop_profile", _EITHER, self._stop_profile),
         ]
@@ -162,6 +165,14 @@ class NativeRoutes:
         if why := await self._operations.flush_cache(wait_s):
             return PlainTextResponse(f"Flush cache failed: {why}\n", 400)
         return PlainTextResponse("Cache flushed.\n")
+
+    async def _abort_request(self, request: Request) -> Response:
+        fields = await _small_object(request)
+        rid, everything = fields.get("rid") or "", fields.get("abort_all", False)
+        if not isinstance(rid, str) or not isinstance(everything, bool) or not (rid or everything):
+            raise InvalidRequest('the body: wanted {"rid": "…"} or {"abort_all": true}')
+        self._abort(None if everything else rid)
+        return Response(status_code=200)
 
     async def _start_profile(self, request: Request) -> Response:
         fields = await _small_object(request)

@@ -123,6 +123,11 @@ class OpenAIApi:
     def tool_call_parser(self) -> str | None:
         return self.tool_parser.name
 
+    def abort(self, rid: str | None) -> None:
+        """End the requests that were given `rid`, or all; their finish reason is `abort`."""
+        self._facade.abort(rid)
+        self._native.abort(rid)
+
     async def parse(self, endpoint: Endpoint, body: bytes, http: HttpRequest) -> Any:
         """Return the request that `body` holds; its `timeout`, in seconds, goes into `http.state`.
 

@@ -63,11 +63,15 @@ class ScriptedLayer:
     def __init__(self) -> None:
         self.steps: list[str | Exception | None] = ["one", "two"]
         self.parsed: list[tuple[str, Any]] = []
+        self.aborted: list[str | None] = []
         self.refuses: Exception | None = None
         self.running = 0
         self.waiting = asyncio.Event()
         self.deaf = False
         self.background: asyncio.Task[None] | None = None
+
+    def abort(self, rid: str | None) -> None:
+        self.aborted.append(rid)
 
     def model_info(self) -> dict[str, Any]:
         return {"model_path": "letters"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +36,7 @@ def test_the_whole_context_is_used(kv: int, drafts: bool, longest: tuple[int, in
 
 
 def test_only_where_a_scheduler_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(context_end.sys.modules, context_end._SCHEDULER, raising=False)
+    monkeypatch.delitem(sys.modules, context_end._SCHEDULER, raising=False)
     assert context_end.overrides() == []
-    monkeypatch.setitem(context_end.sys.modules, context_end._SCHEDULER, SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, context_end._SCHEDULER, SimpleNamespace())
     assert context_end.overrides() == [context_end._WORKER_INFO]

@@ -223,3 +223,16 @@ async def test_a_profile_takes_what_sglang_takes(
     assert (await call(app, "POST", "/start_profile", body=b"{")).status == 400
     assert (await call(app, "POST", "/start_profile", body=b"[]")).status == 400
     assert (await call(app, "POST", "/start_profile", body=b" " * 2**17)).status == 413
+
+
+async def test_requests_are_aborted_by_name_or_all(app: Starlette, front: ScriptedFront) -> None:
+    async def status(body: dict[str, Any], headers: dict[str, str] | None = None) -> int:
+        answer = await call(app, "POST", "/abort_request", json_body=body, headers=headers or {})
+        return answer.status
+
+    assert [await status(b) for b in ({"rid": "mine"}, {"abort_all": True})] == [200, 200]
+    assert front.layer.aborted == ["mine", None]
+    wrong: list[dict[str, Any]] = [{}, {"rid": 5}, {"abort_all": "yes"}, {"rid": ""}]
+    assert [await status(body) for body in wrong] == [400] * 4
+    assert await status({"abort_all": True}, FOREIGN) == 403
+    assert front.layer.aborted == ["mine", None]
