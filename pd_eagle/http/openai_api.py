@@ -117,7 +117,11 @@ class OpenAIApi:
         self.model_info = self._native.model_info
         self.schemas = functools.cache(request_schemas.schemas)
         if service.eagle_rules is not None:
-            service.eagle_rules.correct_defaults(self._serving["chat"].default_sampling_params)
+            for defaults in (
+                self._serving["chat"].default_sampling_params,
+                self._responses.default_sampling_params,
+            ):
+                service.eagle_rules.correct_defaults(defaults)
 
     @property
     def tool_call_parser(self) -> str | None:

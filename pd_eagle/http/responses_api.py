@@ -48,6 +48,12 @@ class ResponsesApi:
         """`in_thread(http, work, *args)` runs work off the event loop."""
         self._serving = _Responses(facade, templates, in_thread, ResponseStore(store_bytes))
 
+    @property
+    def default_sampling_params(self) -> dict[str, Any]:
+        """The model's own sampling parameters, which may be changed."""
+        found: dict[str, Any] = self._serving.default_sampling_params
+        return found
+
     def read(self, fields: dict[str, Any]) -> ResponsesRequest:
         """Return the request that `fields` hold; it is stored only where they say so."""
         fields = {"store": False} | fields

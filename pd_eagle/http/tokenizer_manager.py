@@ -45,7 +45,7 @@ class TokenizerManager(GenerateApi):
         self.request_logger = _NoRequestLog()
         tokenizer = load_tokenizer(engine_args)
         _count_rendered(tokenizer, self.model_config.context_len)
-        super().__init__(service, tokenizer, incremental=True)
+        super().__init__(service, tokenizer, incremental=True, one_id=True)
 
     def config_value(self, name: str) -> Any:
         if name == "tool_call_parser":

@@ -55,6 +55,7 @@ class _Part:
 
     index: int
     blank: Request  # all but its tokens
+    shows_prompt: bool
     input_ids: Sequence[int]
     public_id: str
     group: object
@@ -63,14 +64,34 @@ class _Part:
     def request(self) -> Request:
         return msgspec.structs.replace(self.blank, input_ids=list(self.input_ids))
 
+    def answer(self, index: int | None, *, incremental: bool) -> Answer:
+        return Answer(
+            public_id=self.public_id,
+            index=index,
+            incremental=incremental,
+            prompt_ids=self.input_ids if self.shows_prompt else None,
+        )
+
 
 class Answer:
     """One request's deltas, put together as SGLang's result dictionary."""
 
-    def __init__(self, *, public_id: str, index: int | None, incremental: bool) -> None:
-        """`index`: which answer of a streamed batch; others carry none, as in SGLang."""
+    def __init__(
+        self,
+        *,
+        public_id: str,
+        index: int | None,
+        incremental: bool,
+        prompt_ids: Sequence[int] | None = None,
+    ) -> None:
+        """`index`: which answer of a streamed batch; others carry none, as in SGLang.
+
+        `prompt_ids` are in every result, if they were asked for.
+        """
+        self._beside: dict[str, Any] = {} if index is None else {"index": index}
+        if prompt_ids is not None:
+            self._beside["prompt_token_ids"] = list(prompt_ids)
         self._public_id = public_id
-        self._index = index
         self._incremental = incremental
         self._text: list[str] = []
         self._output_ids: list[int] = []
@@ -109,7 +130,7 @@ class Answer:
         meta = dict(self._meta)
         meta["id"] = self._public_id
         result = {"text": text, "output_ids": output_ids, "meta_info": meta}
-        return result if self._index is None else result | {"index": self._index}
+        return result | self._beside if self._beside else result
 
 
 class GenerateApi:
@@ -124,8 +145,11 @@ class GenerateApi:
         *,
         incremental: bool,
         patient: bool | None = None,
+        one_id: bool = False,
     ) -> None:
-        """`patient` is for calls of this process itself, None for those of HTTP clients.
+        """With `one_id` all answers of one call have the same id, as OpenAI has it.
+
+        `patient` is for calls of this process itself, None for those of HTTP clients.
 
         The prompts of one such call are begun as others of it end, and wait for each other without
         limit; if `patient`, for those of other calls too.
@@ -134,6 +158,7 @@ class GenerateApi:
         self.tokenizer: Any = tokenizer
         self._incremental = incremental
         self._patient = patient
+        self._one_id = one_id
         #: Requests in the service: the caller's name, and ours.
         self._open: set[tuple[str, str]] = set()
 
@@ -200,7 +225,7 @@ class GenerateApi:
     async def _parts(self, obj: Any, timeout_s: float | None) -> AsyncGenerator[_Part, None]:
         """Yield the prompts of `obj`, which has been normalized, as they have been read."""
         own, samples = self._patient is not None, obj.parallel_sample_num
-        index = 0
+        index, common_id = 0, ""
         for number in range(1 if obj.is_single else obj.batch_size):
             prompt = obj if obj.is_single else obj[number]
             vars(obj).pop("_sub_obj_cache", None)  # of SGLang 0.5.23: kilobytes a prompt
@@ -213,9 +238,12 @@ class GenerateApi:
                 # A user's rid may be anything; ours never is the prefix of another.
                 blank = _request(prompt, [], timeout_s)
                 public_id = prompt.rid if samples == 1 else blank.rid
+                if self._one_id:
+                    public_id = common_id = common_id or public_id
                 # Those of one own call wait for each other as long as it takes.
                 patient = own and (bool(self._patient) or index > 0)
-                yield _Part(index, blank, input_ids, public_id, obj, patient)
+                shows = bool(prompt.return_prompt_token_ids)
+                yield _Part(index, blank, shows, input_ids, public_id, obj, patient)
                 index += 1
 
     def _check_early(self, number: int, prompt: Any, input_ids: Sequence[int]) -> Sequence[int]:
@@ -257,10 +285,10 @@ class GenerateApi:
             self._open.discard(known)
 
     def _answer(self, part: _Part, index: int | None) -> Answer:
-        return Answer(public_id=part.public_id, index=index, incremental=self._incremental)
+        return part.answer(index, incremental=self._incremental)
 
     async def _whole(self, part: _Part) -> dict[str, Any]:
-        answer = Answer(public_id=part.public_id, index=None, incremental=False)
+        answer = part.answer(None, incremental=False)
         async with self._deltas(part) as deltas:
             async for delta in deltas:
                 answer.take(delta)

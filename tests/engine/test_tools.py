@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import urllib.request
@@ -11,31 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle import demo
 from pd_eagle.plan.tool_parsers import BY_ARCHITECTURE, BY_TEMPLATE
+from tests.engine.qwen_like import qwen_like_server
 from tests.engine.serving import ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Qwen 2.5's, without what only other turns of a conversation need.
-TEMPLATE = r"""
-{%- if tools %}
-    {{- '<|im_start|>system\n' }}
-    {{- "You are a helpful assistant.\n\n# Tools\n\nYou may call one or more functions to assist" }}
-    {{- " with the user query.\n\nYou are provided with function signatures within" }}
-    {{- " <tools></tools> XML tags:\n<tools>" }}
-    {%- for tool in tools %}{{- "\n" }}{{- tool | tojson }}{%- endfor %}
-    {{- "\n</tools>\n\nFor each function call, return a json object with function name and" }}
-    {{- " arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\":" }}
-    {{- " <function-name>, \"arguments\": <args-json-object>}\n</tool_call><|im_end|>\n" }}
-{%- endif %}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
-"""
 QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -60,31 +42,7 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="module")
 def qwen_like(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """With EAGLE, and with a `min_p` of its own that EAGLE does not read."""
-    folder = tmp_path_factory.mktemp("tools")
-    model = folder / "model"
-    shutil.copytree(demo.model_dir(), model, ignore=shutil.ignore_patterns("manifest.json"))
-    (model / "chat_template.jinja").write_text(TEMPLATE)
-    generation = json.loads((model / "generation_config.json").read_text())
-    (model / "generation_config.json").write_text(json.dumps(generation | {"min_p": 0.05}))
-    # A CPU without bfloat16 takes eight times as long for a prompt in it.
-    config = json.loads((model / "config.json").read_text())
-    names = {"torch_dtype", "dtype"} & config.keys()
-    (model / "config.json").write_text(json.dumps(config | dict.fromkeys(names, "float32")))
-    with ServerProcess(
-        folder / "server.log",
-        MODEL_PATH=str(model),
-        SERVED_MODEL_NAME="qwen-like",
-        DEVICE="cpu",
-        PD_MODE="on",
-        SPECULATIVE_ALGORITHM="EAGLE",
-        SPECULATIVE_DRAFT_MODEL_PATH=str(demo.DRAFT),
-        # The least that is EAGLE: on a CPU every guess costs as much as a token.
-        SPECULATIVE_NUM_STEPS="1",
-        SPECULATIVE_EAGLE_TOPK="1",
-        SPECULATIVE_NUM_DRAFT_TOKENS="2",
-        HANG_TIMEOUT_S="120",
-    ) as running:
+    with qwen_like_server(tmp_path_factory.mktemp("tools")) as running:
         yield running
 
 

@@ -34,6 +34,7 @@ class GenerateInput:
     extra_key: Any = None
     cache_salt: Any = None
     external_trace_header: dict[str, Any] | None = None
+    return_prompt_token_ids: bool = False
     # refused
     input_embeds: Any = None
     image_data: Any = None
