@@ -34,7 +34,8 @@ ON_PURPOSE: Mapping[Endpoint, Mapping[str, str]] = {
     "completion": _LABELS,
     "messages": {"service_tier": _SERVICE, "cache_control": _CACHE, "inference_geo": _SERVICE},
     "count_tokens": {"cache_control": _CACHE},
-    "responses": _LABELS | {"stream_options": "usage is always sent"},
+    "responses": {name: why for name, why in _LABELS.items() if name != "metadata"}
+    | {"stream_options": "usage is always sent"},  # metadata come back with the response
 }
 #: Fields that SGLang's class knows and makes nothing of, though they would change an answer.
 _WITHOUT_EFFECT = {"suffix": (None, ""), "best_of": (None, 1)}
