@@ -16,6 +16,7 @@ class SettingArguments(TypedDict, total=False):
     region: str | None
     served_model_name: str | None
     api_key: str | None
+    admin_api_key: str | None
     log_level: str | None
     event_loop: str | None
     headers_timeout_s: float | None
@@ -26,6 +27,10 @@ class SettingArguments(TypedDict, total=False):
     keep_alive_s: float | None
     sse_keep_alive_s: float | None
     drain_timeout_s: float | None
+    strict_fields: bool | None
+    cors_origins: str | None
+    system_preambles: str | None
+    response_store_bytes: int | None
     model_path: str | None
     device: str | None
     context_length: int | None

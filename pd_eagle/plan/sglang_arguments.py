@@ -451,7 +451,6 @@ class SGLangArguments(TypedDict, total=False):
     ssl_ca_certs: str | None
     ssl_keyfile_password: str | None
     enable_ssl_refresh: bool
-    admin_api_key: str | None
     weight_version: str
     chat_template: str | None
     trust_request_chat_template: bool
