@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from pd_eagle.requests.suspicion import Suspicion
 
-#: From this many tokens on a request is not new: both engines of its pair have worked on it.
-PASSED_TOKENS = 2
 #: For so long after a conviction requests enter a few at a time.
 _WATCHFUL_S = 60.0
 #: For so long a culprit that crashed an engine alone speaks against others.
@@ -56,7 +54,7 @@ class Newcomers:
         self._watchful_until = now + _WATCHFUL_S
         if not alone:
             return
-        if suspicion.tokens < PASSED_TOKENS:
+        if not suspicion.passed:
             self._proofs[_kind(words)] = now + _PROOF_S
         else:  # these words come from requests with an answer, too
             self._proofs.pop(_kind(words), None)
@@ -66,7 +64,7 @@ class Newcomers:
         self._passed = 0
         if time.monotonic() > self._proofs.get(_kind(words), 0.0):
             return set()
-        return {one for one in suspects if one.tokens < PASSED_TOKENS}
+        return {one for one in suspects if not one.passed}
 
     # --- who may enter
 
@@ -84,7 +82,7 @@ class Newcomers:
             raise
 
     def _must_wait(self, suspicion: Suspicion) -> bool:
-        new = suspicion.tokens < PASSED_TOKENS and not suspicion.entering
+        new = not suspicion.passed and not suspicion.entering
         return (
             new
             and not suspicion.on_trial
@@ -97,7 +95,7 @@ class Newcomers:
             return
         suspicion.entering = False
         self._in.discard(suspicion)
-        self._passed += suspicion.tokens >= PASSED_TOKENS
+        self._passed += suspicion.passed
         self._admit()
 
     def _admit(self) -> None:

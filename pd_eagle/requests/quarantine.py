@@ -25,7 +25,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from pd_eagle.requests.newcomers import PASSED_TOKENS, Newcomers
+from pd_eagle.requests.newcomers import Newcomers
 from pd_eagle.requests.suspicion import ALONE_FROM, Crash, Suspicion, likeliest_first
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ class Quarantine:
         suspects = {self._open[rid] for rid in rids if rid in self._open}
         if not suspects:
             return True
-        alone = len(suspects) == 1 and not any(self._lingers(rid) for rid in rids)
+        all_known = not any(self._lingers(rid) for rid in rids)
+        alone = len(suspects) == 1 and all_known
         self._gathering_until = time.monotonic() + _GATHERING_S
         likely = self.newcomers.likely(suspects, words)
         for bystander in suspects - likely if likely else ():
@@ -120,7 +121,7 @@ class Quarantine:
         crash = Crash(worker, likely or suspects, in_prefill)
         for suspicion in crash.suspects:
             suspicion.crashed(crash, lone=alone or bool(likely))
-        if alone or len(likely) == 1:
+        if alone or (len(likely) == 1 and all_known):
             self._judge(next(iter(crash.suspects)), worker, words, alone=alone, likely=bool(likely))
         self._keep_apart({one for one in crash.suspects if one.must_be_alone})
         return False
@@ -214,7 +215,7 @@ class Quarantine:
 
     def progressed(self, suspicion: Suspicion) -> None:
         """End a trial that the request has passed, or its time as a newcomer."""
-        if suspicion.tokens >= PASSED_TOKENS:
+        if suspicion.passed:
             self.newcomers.leave(suspicion)
         if suspicion.cleared:
             self._end_trial(suspicion)

@@ -24,6 +24,8 @@ _TRIAL_TOKENS, _MOST_MADE = 2, 8
 _TRIAL_S = 60.0
 _TRIAL_TOKENS_GROWTH, _TRIAL_S_GROWTH = 8, 2
 
+_BOTH_ENGINES_TOKENS = 2
+
 _numbers = itertools.count()
 
 
@@ -66,6 +68,7 @@ class Suspicion:
     _in_prefill: bool = False
     _cleared_at: float = 0
     _began_at: int = 0
+    _passed: bool = False
 
     @property
     def must_be_alone(self) -> bool:
@@ -95,11 +98,20 @@ class Suspicion:
         self._lone = self._lone or lone
         self._cleared_at = math.inf  # until its attempt ends: some tokens are still on their way
 
+    @property
+    def passed(self) -> bool:
+        """Whether both engines of a pair have worked on it: one attempt has made two tokens.
+
+        The first may come from the prefill engine, which makes another at every attempt.
+        """
+        return self._passed or self.tokens - self._began_at >= _BOTH_ENGINES_TOKENS
+
     def stood_by(self) -> None:
         """Note that it was in an engine that another request has crashed."""
         self.crashes += 1
 
     def begin_attempt(self) -> None:
+        self._passed = self.passed
         self._began_at = self.tokens
 
     def end_attempt(self) -> None:

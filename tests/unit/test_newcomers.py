@@ -52,7 +52,7 @@ async def test_after_one_they_enter_one_at_a_time_and_more_with_progress() -> No
     assert await entered(found) == 1
     now_in = []
     for one, _ in found[:5]:
-        one.tokens = newcomers.PASSED_TOKENS
+        one.tokens = 2
         new.leave(one)
         now_in.append(await entered(found))
     assert now_in == [2, 3, 4, 6, 7]
@@ -78,7 +78,7 @@ async def test_one_that_gives_up_waiting_holds_no_place() -> None:
 async def test_who_has_an_answer_or_a_trial_does_not_wait() -> None:
     new = watchful()
     await turns(new, 1)
-    await asyncio.wait_for(new.enter(Suspicion(tokens=newcomers.PASSED_TOKENS)), 1)
+    await asyncio.wait_for(new.enter(Suspicion(tokens=2)), 1)
     await asyncio.wait_for(new.enter(Suspicion(on_trial=True)), 1)
 
 
@@ -97,7 +97,7 @@ async def test_after_a_while_everybody_enters_again(monkeypatch: pytest.MonkeyPa
 
 
 def test_words_speak_against_those_without_an_answer() -> None:
-    new, old = Suspicion(tokens=1), Suspicion(tokens=newcomers.PASSED_TOKENS)
+    new, old = Suspicion(tokens=1), Suspicion(tokens=2)
     assert watchful().likely([new, old], WORDS.format(RIDS[1])) == {new}
 
 
@@ -107,7 +107,7 @@ def test_words_speak_against_those_without_an_answer() -> None:
         (Newcomers(), WORDS.format(RIDS[0])),
         (watchful(), "another error"),
         (watchful(alone=False), WORDS.format(RIDS[0])),
-        (watchful(tokens=newcomers.PASSED_TOKENS), WORDS.format(RIDS[0])),
+        (watchful(tokens=2), WORDS.format(RIDS[0])),
     ],
     ids=["no culprit", "other words", "not alone", "crashed late"],
 )
@@ -168,6 +168,30 @@ async def test_of_several_newcomers_each_has_a_trial_at_once() -> None:
     assert suspects[1].convicted_by
 
 
+async def test_first_tokens_of_several_attempts_are_not_an_answer() -> None:
+    """A prefill engine makes one at every attempt, whatever decode dies of."""
+    scene, culprit = Scene(), Suspicion()
+    for attempt in "ab":
+        scene.quarantine.begin(attempt, culprit)
+        culprit.tokens += 1
+        scene.quarantine.end_attempt(attempt, culprit)
+    innocent = Suspicion()
+    scene.crash(c=culprit, new=innocent)
+    assert not innocent.convicted_by
+    assert innocent.must_be_alone
+    assert culprit.must_be_alone
+
+
+async def test_what_ended_just_now_may_be_the_culprit_too() -> None:
+    scene, ended, new = Scene(), Suspicion(), Suspicion()
+    scene.quarantine.begin("e", ended)
+    scene.quarantine.end_attempt("e", ended)
+    for rid, one in (("new", new), ("old", Suspicion(tokens=9))):
+        scene.quarantine.begin(rid, one)
+    scene.quarantine.crashed("decode-0", ["e", "new", "old"], "IndexError")
+    assert not new.convicted_by
+
+
 async def test_with_no_newcomer_in_it_the_rule_is_the_ordinary_one() -> None:
     scene = Scene()
     old = [Suspicion(tokens=9), Suspicion(tokens=4)]
@@ -181,7 +205,7 @@ async def test_progress_and_the_end_give_a_newcomers_place_back() -> None:
     waiting = [Suspicion() for _ in range(4)]
     turns = [ensure_future(scene.quarantine.newcomers.enter(one)) for one in waiting]
     await turns[0]
-    waiting[0].tokens = newcomers.PASSED_TOKENS
+    waiting[0].tokens = 2
     scene.quarantine.progressed(waiting[0])
     await asyncio.wait_for(turns[1], 1)
     scene.quarantine.begin("b", waiting[1])
