@@ -112,11 +112,14 @@ def sglang_pd() -> Setup:
     return Setup([*servers, command], found.environment, f"http://127.0.0.1:{router}")
 
 
-def sglang_alone(**variables: str) -> Setup:
-    """One SGLang server."""
-    found = decided(PD_MODE="off")
+def sglang_alone(settings: Mapping[str, str] | None = None, **variables: str) -> Setup:
+    """One SGLang server, with the engine arguments that `settings` give ours."""
+    found = decided(PD_MODE="off", **(settings or {}))
     (port,) = free_ports(1)
-    command = _server(found.engine_args(found.plan.workers[0], None), port)
+    arguments = found.engine_args(found.plan.workers[0], None)
+    if settings is not None:  # asked by clients, not by our front
+        arguments.pop("incremental_streaming_output")
+    command = _server(arguments, port)
     return Setup([command], found.environment | variables, f"http://127.0.0.1:{port}")
 
 
