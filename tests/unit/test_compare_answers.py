@@ -1,4 +1,4 @@
-"""Two answers compared: what counts as equal, what a stream adds up to, which reason covers what."""
+"""Two answers compared: what counts as equal, what a stream adds up to, what a reason covers."""
 
 from __future__ import annotations
 
