@@ -138,11 +138,16 @@ def _start(name: str, part: Found) -> Iterator[list[object]]:
     if "ready_s" in part:
         forked = {True: "yes", False: "no"}.get(part.get("forked", ""), "–")
         yield [name, part["ready_s"], part["transfer"] or "–", forked, "–"]
-    else:
+    elif "steps" in part:
         touched = [step["module"] for step in part["steps"] if step["cuda_initialised"]]
         last = part["steps"][-1]
         first = touched[0] if touched else "nothing"
         yield [name, "–", "–", last["why_not_fork"] or "may be forked", first]
+    else:  # servers, from the command
+        for server, found in part.items():
+            if isinstance(found, dict):
+                forked = "no" if any(found["spawned_because"]) else "yes"
+                yield [f"{name}: {server}", found["ready_s"], "–", forked, "–"]
 
 
 def _same(name: str, part: Found) -> Iterator[list[object]]:
