@@ -257,6 +257,21 @@ def front(result: Result) -> str:
     return page
 
 
+def compare_sglang(result: Result) -> str:
+    found = result["systems"].items()
+    rows = [[name, of["requests"], of["equal"], of["accounted_for"]] for name, of in found]
+    reasons: dict[str, list[int]] = {}
+    for number, (_, of) in enumerate(found):
+        for reason, count in of["reasons"].items():
+            reasons.setdefault(reason, [0] * len(rows))[number] = count
+    return (
+        "The same requests over all routes to ours and to SGLang's own server.\n\n"
+        + table(["ours", "requests", "equal answers", "equal, or with a reason"], rows)
+        + "\n"
+        + table(["reason", *result["systems"]], [[why, *n] for why, n in sorted(reasons.items())])
+    )
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "serving": ("Compared with SGLang's own servers", serving),
     "interference": ("Long prompts beside streams", interference),
@@ -275,4 +290,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "loop_stall": ("One request against the event loop", loop_stall),
     "metrics_cost": ("Cost of the metrics", metrics_cost),
     "front": ("CPU cost of the front", front),
+    "front_wings": ("CPU cost of the front, before and after modules became packages", front),
+    "compare_sglang": ("Answers compared with SGLang's own server", compare_sglang),
 }
