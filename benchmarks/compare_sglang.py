@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.compare_answers import Answer, Difference, answer, differences
+from benchmarks.compare_fields import CONTEXT
 from benchmarks.compare_reasons import REASONS
-from benchmarks.compare_requests import CONTEXT, FATAL, Case, cases
+from benchmarks.compare_requests import FATAL, Case, cases
 from benchmarks.provenance import conclude, tell
 from benchmarks.systems import Running, ours, sglang_alone
 from tests.tiny_models import tiny_draft, tiny_model

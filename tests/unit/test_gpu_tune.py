@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks.gpu import page
+from benchmarks.gpu import page, tune_verdict
 from benchmarks.gpu.host import Host
 from benchmarks.gpu.stage import STAGES, stage_file
 from benchmarks.gpu.stages import tune
@@ -47,7 +47,7 @@ def trials(*points: tuple[float, float]) -> list[Trial]:
 
 def told(best: Sequence[tuple[float, float]], chosen: Sequence[tuple[float, float]]) -> Any:
     measured = {"a": trials(*best), "b": trials(*chosen)}
-    return tune.verdict(measured, 0, LEVEL, "b")
+    return tune_verdict.verdict(measured, 0, LEVEL, "b")
 
 
 def test_the_choice_is_compared_with_the_best_plan() -> None:
@@ -67,9 +67,9 @@ def test_the_choice_is_compared_with_the_best_plan() -> None:
 
 
 def test_no_choice_is_not_within_anything() -> None:
-    said = tune.verdict({"a": trials((10, 1.0))}, 0, LEVEL, None)
+    said = tune_verdict.verdict({"a": trials((10, 1.0))}, 0, LEVEL, None)
     assert (said["within_5_percent"], said["keeps_ratio"]) == (False, 0.0)
-    lost = tune.verdict({"a": trials((10, 0.0))}, 0, LEVEL, "a")
+    lost = tune_verdict.verdict({"a": trials((10, 0.0))}, 0, LEVEL, "a")
     assert (lost["within_5_percent"], lost["keeps_ratio"]) == (None, None)
 
 

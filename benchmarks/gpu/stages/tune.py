@@ -27,10 +27,11 @@ from benchmarks.compact_json import write
 from benchmarks.gpu.host import DUMMY, Host
 from benchmarks.gpu.stages.eagle import ACCEPTED, SIMULATE
 from benchmarks.gpu.stages.load import Mix, Outcome, ask
+from benchmarks.gpu.tune_verdict import verdict
 from benchmarks.provenance import tell
 from pd_eagle import tune_run
 from pd_eagle.plan import devices
-from pd_eagle.tune import Level, Times, Trial, bracket
+from pd_eagle.tune import Level, Times, Trial
 from pd_eagle.tune_load import quantiles
 from pd_eagle.tune_traffic import Asked, Traffic
 from tests.engine.serving import ServerProcess
@@ -52,7 +53,6 @@ ONLY, LADDER_ONLY = "TUNE_ONLY", "TUNE_LADDER_ONLY"
 AT_ONCE, EAGLE = "TUNE_AT_ONCE", "TUNE_EAGLE"
 CHAIN = (3, 1, 4)
 STEP = 1.2
-WITHIN = 0.95
 _SHARED = "benchmarks/gpu/shared_server.py"
 _DRAFT_NAMES = ("NUM_STEPS", "EAGLE_TOPK", "NUM_DRAFT_TOKENS")
 
@@ -334,32 +334,3 @@ def _sum_up(
         verdict(measured, number, level, tuned["levels"][number]["winner"])
         for number, level in enumerate(load.levels)
     ]
-
-
-def verdict(
-    measured: dict[str, list[Trial]], number: int, level: Level, chosen: str | None
-) -> Found:
-    """Compare `chosen` with the best plan at one level.
-
-    `keeps_per_s` is the rate at which the share of good answers falls below the level's, between
-    two steps of the ladder; `goodput_per_s` is the most good answers/s at any step.
-    """
-    plans: Found = {}
-    for name, trials in measured.items():
-        one = bracket(trials, number, level)
-        plans[name] = {
-            "keeps_per_s": round(one.keeps_per_s, 3),
-            "kept_per_s": one.kept_per_s,
-            "lost_per_s": None if one.lost_per_s == math.inf else one.lost_per_s,
-            "goodput_per_s": round(max(t.rate_per_s * t.share(number) for t in trials), 3),
-        }
-    said: Found = {"level": str(level), "chosen": chosen, "plans": plans}
-    for what in ("keeps_per_s", "goodput_per_s"):
-        best = max(plans, key=lambda name: float(plans[name][what]))
-        of_best = plans[best][what]
-        own = plans.get(chosen or "", {}).get(what, 0.0)
-        said[f"best_by_{what.removesuffix('_per_s')}"] = best
-        said[f"{what.removesuffix('_per_s')}_ratio"] = round(own / of_best, 4) if of_best else None
-    ratio = said["keeps_ratio"]
-    said["within_5_percent"] = None if ratio is None else ratio >= WITHIN  # None: nobody kept it
-    return said
