@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 # A killed process may take a while to end: 5 s.
 _REAP_TRIES, _REAP_INTERVAL_S = 50, 0.1
@@ -46,6 +47,17 @@ async def wait_ended(pid: int) -> None:
         await ended.wait()
     finally:
         stop_waiting()
+
+
+async def wait_all_ended(pids: Iterable[int], timeout_s: float) -> None:
+    """Wait until all of `pids` have ended, for `timeout_s` at most.
+
+    A killed scheduler holds its GPU's memory until then.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            for pid in pids:
+                await wait_ended(pid)
 
 
 def reap(pid: int) -> int | None:

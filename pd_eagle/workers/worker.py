@@ -32,7 +32,7 @@ from pd_eagle.workers.channel import Channel, Traffic
 from pd_eagle.workers.death import Death
 from pd_eagle.workers.open_requests import OpenRequests
 from pd_eagle.workers.output_tail import OutputTail
-from pd_eagle.workers.process_exit import when_ended
+from pd_eagle.workers.process_exit import wait_all_ended, when_ended
 from pd_eagle.workers.process_stat import wait_status
 from pd_eagle.workers.questions import Questions
 from pd_eagle.workers.worker_main import WorkerSpec
@@ -209,6 +209,7 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.exited.wait(), _STOP_TIMEOUT_S)
         self._release()
+        await wait_all_ended(self.info.scheduler_pids if self.info else (), _STOP_TIMEOUT_S)
 
     def kill(self) -> None:
         """Kill the process and all it started; a start that is under way fails."""
@@ -251,8 +252,7 @@ class Worker:
         self.last_error = how
         self.become("failed")
         rids = self.rids
-        # Whatever step fails, requests and supervisor are told. The wait status can be read until
-        # the host reaps its scheduler, which the release lets happen.
+        # Whatever fails, all are told. The host reaps its scheduler, and the status, once released.
         status = None if pid is None else death.attempt(self.name, wait_status, pid)
         death.attempt(self.name, self._release)  # reads the last output
         crash = death.attempt(self.name, self._crash) or death.crash_by(status) or own_doing

@@ -43,7 +43,7 @@ async def test_starts_serves_and_stops(stage: Stage) -> None:
     assert process.describe_exit() == "exited with code 0"
     assert await stage.journal.line("unified-0 .* shut down")
     assert not processes.still_alive([pid or 0], timeout_s=0)
-    assert not processes.still_alive(schedulers, timeout_s=2)
+    assert not processes.still_alive(schedulers, timeout_s=0)
 
 
 async def test_requests_do_not_wait_for_each_other(forked: Stage) -> None:
