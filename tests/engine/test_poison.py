@@ -99,7 +99,8 @@ def test_poison_ends_alone_with_the_engines_words(
     error = end.json()["error"]
     assert error["code"] == "engine_crashed"
     assert re.search(words, error["message"]), error
-    assert 2 <= deaths(server) - before <= 4
+    # One is enough where the words are those of a culprit that was convicted a moment ago.
+    assert 1 <= deaths(server) - before <= 4
     assert not any("given up" in line for line in _log(server))
     again = server.post(CHAT, chat_body(poison, 16, stream=False))
     assert again[0] == 500
