@@ -24,6 +24,7 @@ from pd_eagle import demo
 from pd_eagle.http.app import make_app
 from pd_eagle.messages import Delta, EngineInfo
 from pd_eagle.requests import gate
+from pd_eagle.requests.operations import Operations
 from pd_eagle.workers import gc_freezing
 from tests.asgi import Exchange
 
@@ -72,6 +73,8 @@ def _deltas(request: Request, count: int) -> Iterator[Delta]:
             meta["output_token_logprobs"] = [[-0.5, 5, " a"]]
             meta["output_top_logprobs"] = [[[-1.0 - i, i, f" t{i}"] for i in top]]
             meta["output_token_logprobs_length"] = number
+            asked = request.options.token_ids_logprob or ()
+            meta["output_token_ids_logprobs"] = [[[-2.0, i, None] for i in asked]]
         last = number == count
         meta["finish_reason"] = {"type": "length", "length": count} if last else None
         yield Delta(request.rid, " a", [5], meta, last)
@@ -80,11 +83,13 @@ def _deltas(request: Request, count: int) -> Iterator[Delta]:
 class _Front:
     """What the routes need of a front."""
 
-    api_keys = api_key = None
+    api_key = admin_api_key = None
+    keep_alive_s = 0.0
     max_body_memory_bytes = 2**30
 
-    def __init__(self, openai: OpenAIApi) -> None:
+    def __init__(self, openai: OpenAIApi, operations: Operations) -> None:
         self.api = openai
+        self.operations = operations
 
     def admit(self, client: str) -> nullcontext[None]:
         return nullcontext()
@@ -144,8 +149,9 @@ def _app() -> Any:
 
     model = str(demo.model_dir())
     engine_args = {"model_path": model, "device": "cpu", "context_length": CONTEXT}
-    openai = OpenAIApi(cast("Service", AnsweringService()), engine_args)
-    app = make_app(cast("FrontProtocol", _Front(openai)))
+    service = cast("Service", AnsweringService())
+    front = _Front(OpenAIApi(service, engine_args), Operations(service))
+    app = make_app(cast("FrontProtocol", front))
     gc_freezing.freeze()  # as the server does
     return app
 

@@ -52,6 +52,10 @@ class NativeFront(Protocol):
     def health(self) -> Health: ...
 
 
+#: How long `/flush_cache` waits for busy engines where the request does not say, in seconds.
+_FLUSH_WAIT_S = "2"
+
+
 class NativeRoutes:
     """Handlers of the routes; `rows` is their table."""
 
@@ -161,7 +165,8 @@ class NativeRoutes:
         return json_response(await self._operations.server_info())
 
     async def _flush_cache(self, request: Request) -> Response:
-        wait_s = _seconds(request.query_params.get("timeout", "0"))
+        # A decode engine ends a request a moment after its client has the answer.
+        wait_s = _seconds(request.query_params.get("timeout", _FLUSH_WAIT_S))
         if why := await self._operations.flush_cache(wait_s):
             return PlainTextResponse(f"Flush cache failed: {why}\n", 400)
         return PlainTextResponse("Cache flushed.\n")

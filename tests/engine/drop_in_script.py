@@ -92,3 +92,10 @@ def with_sglang(arguments: Json) -> Json:
     import sglang
 
     return run(sglang.Engine, arguments)
+
+
+def with_pd_eagle(arguments: Json) -> Json:
+    """Run it with `PDEngine`, in a process where nothing stands in for a part of it."""
+    from pd_eagle import PDEngine
+
+    return run(PDEngine, arguments)

@@ -135,8 +135,8 @@ async def test_anthropics_client(server: ServerProcess) -> None:
     assert whole.stop_reason in ("end_turn", "max_tokens")
     with client.messages.stream(**asked) as stream:
         assert stream.get_final_text() == whole.content[0].text
-    asynchronous = anthropic.AsyncAnthropic(base_url=server.url, api_key="x")
-    counted = await asynchronous.messages.count_tokens(model="qwen-like", messages=ASKED)
+    async with anthropic.AsyncAnthropic(base_url=server.url, api_key="x") as asynchronous:
+        counted = await asynchronous.messages.count_tokens(model="qwen-like", messages=ASKED)
     usage = whole.usage
     assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
     tool = {"name": "get_weather", "input_schema": SCHEMA, "strict": True}

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pd_eagle import PDEngine
-from tests.engine import drop_in_script
 from tests.engine_process import DEFAULTS, EngineHost
 from tests.tiny_models import tiny_model
 
@@ -32,8 +29,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Json, Json]:
     }
     with EngineHost(folder / "host.log") as host:
         sglang = host.call("tests.engine.drop_in_script:with_sglang", arguments)
-    ours = drop_in_script.run(PDEngine, arguments | {"pd_mode": "on"})
-    return sglang, json.loads(json.dumps(ours))
+        in_pd = arguments | {"pd_mode": "on"}
+        return sglang, host.call("tests.engine.drop_in_script:with_pd_eagle", in_pd)
 
 
 @pytest.mark.parametrize("what", ["texts", "ids", "logprobs", "scores", "errors"])
