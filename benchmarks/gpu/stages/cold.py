@@ -10,16 +10,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.gpu.module_process import module_said
 from benchmarks.gpu.stages.start import server_settings, started
-from benchmarks.provenance import ROOT
 from pd_eagle.plan import kernel_cache
 
 if TYPE_CHECKING:
@@ -36,18 +34,11 @@ def run(host: Host, journal: Journal) -> None:
 
 def _warm(host: Host) -> Found:
     file = host.folder / "warm.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "pd_eagle", "warm", "--json", str(file)],
-        cwd=ROOT,
-        env=os.environ | server_settings(host),
-        capture_output=True,
-        text=True,
-        timeout=WARM_TIMEOUT_S,
-        check=False,
+    settings = server_settings(host)
+    said = module_said(
+        "pd_eagle", "warm", "--json", str(file), variables=settings, timeout_s=WARM_TIMEOUT_S
     )
-    if done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
-    return {"said": done.stdout.splitlines(), "found": json.loads(file.read_text())}
+    return {"said": said.splitlines(), "found": json.loads(file.read_text())}
 
 
 def _brought_along(host: Host) -> Found:

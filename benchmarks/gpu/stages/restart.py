@@ -10,9 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -20,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.asking import ask, percentiles
 from benchmarks.gpu.host import DUMMY, Host, prompts, sharing
+from benchmarks.gpu.module_process import module_said
 from benchmarks.gpu.stages.kill import Victim, load, strike
 from benchmarks.gpu.stages.start import Phases
-from benchmarks.provenance import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,18 +79,8 @@ def run(host: Host, journal: Journal) -> None:
 def _agent(host: Host, variables: dict[str, str]) -> Found:
     """Return the seconds of each step in which NIXL gets ready for a pool of 3.2 GB."""
     pool_bytes = 2**24 if host.dry_run else 3_200_000_000
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu.agent", str(pool_bytes)],
-        cwd=ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
-    return {"steps_s": json.loads(done.stdout.splitlines()[-1]), "variables": variables}
+    said = module_said("benchmarks.gpu.agent", str(pool_bytes), variables=variables, timeout_s=120)
+    return {"steps_s": json.loads(said.splitlines()[-1]), "variables": variables}
 
 
 def _pool(host: Host) -> dict[str, Any]:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.asking import CHAT, ask, chat_body
 from benchmarks.gpu.host import DUMMY, Host, prompts
-from benchmarks.provenance import ROOT
+from benchmarks.gpu.module_process import module_said
 from pd_eagle import cpu
 from tests.engine.serving import ServerProcess
 
@@ -150,15 +147,5 @@ class Phases(logging.Handler):
 
 def _imports(variables: dict[str, str]) -> Found:
     """Import the zygote's modules in a separate process; report which one touched CUDA."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu.imports"],
-        cwd=ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
-    return {"steps": json.loads(done.stdout.splitlines()[-1]), "variables": variables}
+    said = module_said("benchmarks.gpu.imports", variables=variables, timeout_s=150)
+    return {"steps": json.loads(said.splitlines()[-1]), "variables": variables}
